@@ -135,6 +135,10 @@ fn convert(error: &ValidationError, path: &str) -> CommandError {
     let mut params: Map<String, Value> =
         error.params.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
     params.remove("value");
+    if error.code == "must_match" {
+        // What was sent in the other field, such as a password.
+        params.remove("other");
+    }
     let message =
         error.message.as_ref().map_or_else(|| in_english(&error.code, &params), ToString::to_string);
     CommandError { path: path.to_owned(), code: error.code.to_string(), params, message }
@@ -160,7 +164,7 @@ fn in_english(code: &str, params: &Map<String, Value>) -> String {
         "url" => "must be a URL",
         "contains" => "must contain {needle}",
         "does_not_contain" => "must not contain {needle}",
-        "must_match" => "must be the same as {other}",
+        "must_match" => "must be the same as the field that it repeats",
         "required" | "required_nested" => "is missing",
         "regex" => "has not the form that is asked for",
         "non_control_character" => "must not have control characters",
@@ -185,5 +189,15 @@ mod tests {
         ] {
             assert_eq!(error.clone().in_words(template).message, filled, "{template}");
         }
+    }
+
+    #[test]
+    fn what_was_sent_in_another_field_is_in_no_error() {
+        let mut error = ValidationError::new("must_match");
+        error.add_param("value".into(), &"SECRET1");
+        error.add_param("other".into(), &"SECRET2");
+        let told = format!("{:?}", convert(&error, "again"));
+        assert!(told.contains("must be the same as the field that it repeats"), "{told}");
+        assert!(!told.contains("SECRET"), "{told}");
     }
 }

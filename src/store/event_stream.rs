@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -39,7 +40,7 @@ const WAIT_MAX: Duration = Duration::from_secs(3_600);
 /// The events of a store from a position on, without an end.
 ///
 /// An item is an event, or what keeps the next one from being read. After an error the stream goes on when it is asked again,
-/// after a delay that grows while errors repeat: a lost connection is an error of the moment,
+/// after a delay that grows while errors repeat: a store that cannot be reached is an error of the moment ([`ReadError::is_transient`]),
 /// [`ReadError::GoneBack`] is one to stop for. To go on in another process, keep [`Self::position`].
 pub struct EventStream {
     events: Peekable<BoxStream<'static, Result<Event, ReadError>>>,
@@ -71,12 +72,14 @@ impl EventStream {
 
     /// The events that `subscription` lets be read, of the given types (`None`: all), after a position (`None`: what is
     /// settled now).
+    /// `watch` begins to watch the store, also again where the runtime has ended in which that was done before.
     pub(super) fn new(
         store: impl EventStore + 'static,
-        watching: Watching,
+        watch: impl Fn() -> Watching + Send + Sync + 'static,
         types: Option<&[String]>,
         after: Option<Position>,
     ) -> Self {
+        let watching = watch();
         let position = Arc::new(AtomicI64::new(after.unwrap_or_default().get()));
         let (never, stop) = shutdown::channel();
         let (begins, begun) = watch::channel(after.is_some());
@@ -84,6 +87,7 @@ impl EventStream {
             store: Box::new(store),
             subscription: watching.subscription(),
             watching,
+            watch: Box::new(watch),
             types: types.map(<[String]>::to_vec),
             next: after,
             begins,
@@ -119,6 +123,7 @@ struct Follower {
     store: Box<dyn EventStore>,
     subscription: Subscription,
     watching: Watching,
+    watch: Box<dyn Fn() -> Watching + Send + Sync>,
     types: Option<Vec<String>>,
     /// The position after which the next page begins; `None`: it begins with what comes now.
     next: Option<Position>,
@@ -158,6 +163,7 @@ impl Follower {
                 self.last = Some((event.id, event.uuid));
                 return Ok(event);
             }
+            self.watch_on();
             self.refuse_unfit_store().await?;
             match self.next.and_then(|next| self.subscription.next_upto(next, PAGE_IDS)) {
                 Some(upto) => self.read_page(upto).await?,
@@ -172,11 +178,36 @@ impl Follower {
         let is_full = page.len() as i64 == PAGE_EVENTS;
         let end = page.last().filter(|_| is_full).map_or(upto, |last| last.id);
         self.next = Some(end);
-        if page.is_empty() {
-            self.passed.store(end.get(), Ordering::Relaxed);
-        }
         self.page = page.into();
+        if self.page.is_empty() {
+            let next = self.skip_gap(end).await;
+            self.next = Some(next);
+            self.passed.store(next.get(), Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// Where the ids go on, if none that follows `end` at once was ever used: ids may leap, and pages of nothing take time.
+    async fn skip_gap(&self, end: Position) -> Position {
+        let settled = self.subscription.settled();
+        if end >= settled {
+            return end;
+        }
+        // An event that cannot be read may be of a type that nobody asks for.
+        match self.store.read_after(end, Some(settled), None, 1).await.as_deref() {
+            Ok([event, ..]) => event.id.advanced_by(-1),
+            Ok([]) => settled,
+            Err(_) => end,
+        }
+    }
+
+    /// Has the store watched again if the runtime has ended in which that was done.
+    fn watch_on(&mut self) {
+        if self.watching.has_ended() {
+            self.watching = (self.watch)();
+            self.subscription = self.watching.subscription();
+            self.must_compare = true;
+        }
     }
 
     async fn wait(&mut self) {
@@ -190,14 +221,26 @@ impl Follower {
         }
         // What is settled may become known without any other sign.
         let known = self.next.unwrap_or(Position::START);
-        let woken = self.subscription.wait(Some(known), WAIT_MAX, &mut self.stop.1).await;
-        self.must_compare |= woken == Woken::Control;
+        tokio::select! {
+            biased;
+            () = self.watching.trouble() => {}
+            woken = self.subscription.wait(Some(known), WAIT_MAX, &mut self.stop.1) => {
+                self.must_compare |= woken == Woken::Control;
+            }
+        }
     }
 
     /// Fails where the store must not be followed, or is not the one that was followed.
     async fn refuse_unfit_store(&mut self) -> Result<(), ReadError> {
         if let Some(reason) = self.subscription.unmet() {
             return Err(ReadError::Unfollowable { reason: reason.to_string() });
+        }
+        if let Some(reason) = self.watching.why_unreachable() {
+            // What is found afterwards may be another store.
+            self.must_compare = true;
+            return Err(
+                sqlx::Error::Io(io::Error::new(io::ErrorKind::NotConnected, reason.to_string())).into()
+            );
         }
         if let (Some(next), Some(head)) = (self.next, self.watching.head())
             && head < next
@@ -224,14 +267,20 @@ struct Watched {
     horizon: watch::Receiver<Horizon>,
     /// Above 0 once the horizon was observed.
     control: watch::Receiver<u64>,
+    /// Why the store cannot be reached; `None`: it can, or that is being tried for the first time.
+    unreachable: watch::Receiver<Option<Arc<str>>>,
     /// Ends the watcher when it is dropped.
     _watcher: Option<ShutdownHandle>,
 }
 
 impl Watching {
     /// What somebody else observes.
-    pub(super) fn of(horizon: watch::Receiver<Horizon>, control: watch::Receiver<u64>) -> Self {
-        Self(Arc::new(Watched { horizon, control, _watcher: None }))
+    pub(super) fn of(
+        horizon: watch::Receiver<Horizon>,
+        control: watch::Receiver<u64>,
+        unreachable: watch::Receiver<Option<Arc<str>>>,
+    ) -> Self {
+        Self(Arc::new(Watched { horizon, control, unreachable, _watcher: None }))
     }
 
     fn start(database: &Connector, layout: Layout) -> Self {
@@ -239,9 +288,9 @@ impl Watching {
         let settings = WatcherSettings { durable_only: true, ..WatcherSettings::default() };
         let watcher = Watcher::new(database.named("espd: subscriptions"), layout, settings);
         let (handle, stop) = shutdown::channel();
-        let (horizon, control) = (watcher.horizon(), watcher.control());
+        let (horizon, control, unreachable) = (watcher.horizon(), watcher.control(), watcher.unreachable());
         tokio::spawn(watcher.run(stop));
-        Self(Arc::new(Watched { horizon, control, _watcher: Some(handle) }))
+        Self(Arc::new(Watched { horizon, control, unreachable, _watcher: Some(handle) }))
     }
 
     fn subscription(&self) -> Subscription {
@@ -269,6 +318,25 @@ impl Watching {
 
     fn has_ended(&self) -> bool {
         self.0.horizon.has_changed().is_err()
+    }
+
+    fn why_unreachable(&self) -> Option<Arc<str>> {
+        self.0.unreachable.borrow().clone()
+    }
+
+    /// Returns once the store cannot be reached, or nobody watches it any more.
+    async fn trouble(&self) {
+        let (mut horizon, mut unreachable) = (self.0.horizon.clone(), self.0.unreachable.clone());
+        let ended = async { while horizon.changed().await.is_ok() {} };
+        let lost = async {
+            if unreachable.wait_for(Option::is_some).await.is_err() {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = ended => {}
+            () = lost => {}
+        }
     }
 }
 

@@ -127,8 +127,12 @@ impl MemoryEventStore {
 
     /// Follows the store, as [`PostgresEventStore::subscribe`](super::PostgresEventStore::subscribe) does.
     pub fn subscribe(&self, event_types: Option<&[String]>, after: Option<Position>) -> EventStream {
-        let watching = Watching::of(self.shared.horizon.subscribe(), self.shared.control.subscribe());
-        EventStream::new(self.clone(), watching, event_types, after)
+        let shared = Arc::clone(&self.shared);
+        let watch = move || {
+            let (_, reachable) = watch::channel(None);
+            Watching::of(shared.horizon.subscribe(), shared.control.subscribe(), reachable)
+        };
+        EventStream::new(self.clone(), watch, event_types, after)
     }
 
     /// Streams what is stored now, in the order of ids, from and to these places.

@@ -150,11 +150,16 @@ impl PostgresEventStore {
     /// # Ok(()) }
     /// ```
     pub fn subscribe(&self, event_types: Option<&[String]>, after: Option<Position>) -> EventStream {
-        let database = || match &self.watched_database {
+        let store = self.clone();
+        let watch = move || store.watching.get(|| store.database_to_watch(), &store.layout);
+        EventStream::new(self.clone(), watch, event_types, after)
+    }
+
+    fn database_to_watch(&self) -> Connector {
+        match &self.watched_database {
             Some(database) => database.clone(),
             None => Connector::from((*self.pool.connect_options()).clone()),
-        };
-        EventStream::new(self.clone(), self.watching.get(database, &self.layout), event_types, after)
+        }
     }
 
     /// The same store, which calls `hook` with the stored events after each of its appends is committed: by

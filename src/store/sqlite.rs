@@ -114,7 +114,8 @@ impl SqliteEventStore {
 
     /// Follows the store, as [`PostgresEventStore::subscribe`](super::PostgresEventStore::subscribe) does.
     pub fn subscribe(&self, event_types: Option<&[String]>, after: Option<Position>) -> EventStream {
-        EventStream::new(self.clone(), following::watch(self), event_types, after)
+        let store = self.clone();
+        EventStream::new(self.clone(), move || following::watch(&store), event_types, after)
     }
 
     /// The same store, whose bodies are those that are stored, and which calls no hook.

@@ -20,12 +20,15 @@
 //! the notifications of the meantime are gone. It connects again for ever and ends only when asked to stop.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
+use crate::event::Position;
 use crate::postgres::connector::Connector;
+use crate::postgres::error::chain;
 use crate::postgres::server_mark::ServerMark;
 use crate::shutdown::Shutdown;
 use crate::store::history::History;
@@ -63,6 +66,8 @@ pub struct Watcher {
     control: watch::Sender<u64>,
     /// The mark of the session that the horizon was seen in. Written by the watcher, read by every runner.
     mark: watch::Sender<Option<ServerMark>>,
+    /// Why the store cannot be reached. Written by the watcher, read by streams.
+    unreachable: watch::Sender<Option<Arc<str>>>,
     connection_log: ConnectionLog,
     /// The store's history, and when it was read last.
     history: Option<(History, Instant)>,
@@ -79,6 +84,7 @@ impl Watcher {
             horizon: watch::Sender::default(),
             control: watch::Sender::default(),
             mark: watch::Sender::default(),
+            unreachable: watch::Sender::default(),
             connection_log: ConnectionLog::default(),
             history: None,
         }
@@ -99,6 +105,11 @@ impl Watcher {
     /// can hold it. The last one stays until there is another.
     pub fn mark(&self) -> watch::Receiver<Option<ServerMark>> {
         self.mark.subscribe()
+    }
+
+    /// Why the store cannot be reached. A connection that is lost is no reason yet, if there is another one at once.
+    pub(crate) fn unreachable(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.unreachable.subscribe()
     }
 
     /// Watches until it is asked to stop. Never gives up before.
@@ -124,6 +135,7 @@ impl Watcher {
         self.compare_history(&mut session).await?;
         let mut look = self.look(&mut session).await?;
         self.connection_log.connected(&session.connection, self.layout.channel());
+        self.unreachable.send_if_modified(|known| known.take().is_some());
         self.wake_runners();
         loop {
             let wait = session.pace.wait_after(look);
@@ -233,13 +245,20 @@ impl Watcher {
 
     /// Takes the horizon back: no runner may read by it before it is known again.
     fn withdraw(&mut self, error: &ConnectionError) {
-        let head = self.horizon.borrow().head;
+        let (head, was_known) = {
+            let horizon = self.horizon.borrow();
+            (horizon.head, horizon.settled > Position::START)
+        };
         let unmet = match error {
             ConnectionError::Unmet(_) => Some(error.to_string().into()),
             _ => None,
         };
         let must_tell = unmet.is_some() && self.horizon.borrow().unmet.is_none();
         self.publish(Horizon { head, unmet, ..Horizon::default() });
+        if !was_known && !matches!(error, ConnectionError::Unmet(_)) {
+            let reason: Arc<str> = chain(error).into();
+            self.unreachable.send_if_modified(|known| known.replace(Arc::clone(&reason)) != Some(reason));
+        }
         self.connection_log.lost(error);
         if must_tell {
             // Each runner writes the reason into its tracker, where operators look.

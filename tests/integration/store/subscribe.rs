@@ -138,3 +138,84 @@ async fn a_stream_of_what_comes_now_begins_without_another_sign() {
     let from_here = append(&pool, 1).await;
     assert_eq!(next(&mut events).await.id, Position::new(from_here));
 }
+
+#[tokio::test]
+async fn a_stream_goes_on_where_the_runtime_of_its_watcher_has_ended() {
+    let db = support::database().await;
+    let pool = db.pool.clone();
+    append(&pool, 2).await;
+    // Connections of the pool belong to the runtimes that have opened them.
+    let store = espd::store::PostgresEventStore::new(PgPool::connect_lazy(&db.url).unwrap(), layout());
+    let others = store.clone();
+    let runtime = std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let first = runtime.block_on(async {
+            let mut first = others.subscribe(None, Some(Position::START));
+            assert_eq!(next(&mut first).await.id, 1);
+            first
+        });
+        (runtime, first)
+    });
+    let (runtime, mut first) = runtime.join().unwrap();
+    let mut events = store.subscribe(None, Some(Position::START));
+    assert_eq!(next_ids(&mut events, 2).await, [1, 2]);
+    assert_eq!(watchers(&pool).await, 1, "they share it");
+    // An error of a connection that went with the runtime is one of the moment.
+    let next_in_the_end = async |events: &mut EventStream| loop {
+        match tokio::time::timeout(PATIENCE, events.next()).await.expect("an event").expect("no end") {
+            Ok(event) => return event.id,
+            Err(error) => assert!(error.is_transient(), "{error:?}"),
+        }
+    };
+    runtime.shutdown_background();
+    assert_eq!(next_in_the_end(&mut first).await, 2);
+    assert_eq!(append(&pool, 1).await, 3);
+    assert_eq!(next_in_the_end(&mut events).await, 3);
+    assert_eq!(next_in_the_end(&mut first).await, 3);
+}
+
+#[tokio::test]
+async fn a_stream_tells_that_its_store_cannot_be_reached() {
+    let db = support::database().await;
+    let nowhere = db.url.replace(&db.name, "no_such_database");
+    for url in [nowhere.as_str(), "postgres://espd@127.0.0.1:1/espd"] {
+        let pool = PgPool::connect_lazy(url).unwrap();
+        let store = espd::store::PostgresEventStore::new(pool, layout());
+        for after in [None, Some(Position::START)] {
+            let mut events = store.subscribe(None, after);
+            let found = tokio::time::timeout(PATIENCE, events.next()).await.expect("an answer").unwrap();
+            let error = found.unwrap_err();
+            assert!(matches!(error, ReadError::Database(_)) && error.is_transient(), "{error:?}");
+        }
+    }
+    // One that is lost for a moment is no error.
+    let store = espd::store::PostgresEventStore::new(db.pool.clone(), layout());
+    let mut events = store.subscribe(None, Some(Position::START));
+    append(&db.pool, 1).await;
+    assert_eq!(next(&mut events).await.id, 1);
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+               where datname = current_database() and application_name = 'espd: subscriptions'";
+    sqlx::query(end).execute(&db.pool).await.unwrap();
+    append(&db.pool, 1).await;
+    assert_eq!(next(&mut events).await.id, 2);
+}
+
+#[tokio::test]
+async fn a_stream_leaps_over_ids_that_were_never_used() {
+    let (pool, store) = store().await;
+    append(&pool, 1).await;
+    let far = 1_000_000_000_000_i64;
+    sqlx::query("select setval('espd.events_id_seq', $1)").bind(far).execute(&pool).await.unwrap();
+    append_typed(&pool, "B", 1).await;
+    append(&pool, 1).await;
+    for (types, ids) in [(None, vec![1, far + 1, far + 2]), (Some(["A".to_owned()]), vec![1, far + 2])] {
+        let mut events = store.subscribe(types.as_ref().map(<[String; 1]>::as_slice), Some(Position::START));
+        let ids: Vec<Position> = ids.into_iter().map(Position::new).collect();
+        assert_eq!(next_ids(&mut events, ids.len()).await, ids);
+    }
+    let memory = MemoryEventStore::new();
+    memory.append(&[happened(Uuid::new_v4())]).await.unwrap();
+    let mut events = memory.subscribe(None, Some(Position::new(i64::MIN)));
+    assert_eq!(next(&mut events).await.id, 1);
+}
