@@ -281,10 +281,10 @@ impl<S: Send + Sync> FromRequest<S> for Sent {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
         let headers = request.headers().clone();
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let header = |name: &str| headers.get(name);
         let body = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
-        let is_form =
-            header("content-type").is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
+        let is_form = header("content-type")
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
         let input = if is_form { Input::form_encoded(&body) } else { Input::json(&body) };
         let invalid = |error| Answer(Outcome::invalid([error])).into_response();
         Ok(Self(input.map_err(invalid)?, Envelope::from_headers(header).map_err(invalid)?))

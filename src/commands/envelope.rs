@@ -87,19 +87,27 @@ impl Envelope {
     }
 
     /// What the headers of an HTTP request say: `Idempotency-Key` is the id of the command (a text that is no uuid becomes one), `If-Match` the
-    /// expected version, in quotes or without, or `*`, which any will do for that exists; `X-Correlation-Id` the conversation. `header` finds a header by its name, in lower case.
+    /// expected version, in quotes or without, or `*`, which any will do for that exists; `X-Correlation-Id` the conversation. `header` finds a header by its name, in lower case: hand over its
+    /// value as it came (a text, bytes, or what your framework has for it), so that one that is no text is an error instead of none.
     ///
     /// # Errors
-    /// `Idempotency-Key` is empty, `If-Match` is no version, or `X-Correlation-Id` no uuid.
-    pub fn from_headers<'h>(header: impl Fn(&str) -> Option<&'h str>) -> Result<Self, CommandError> {
+    /// One of them is no text, `Idempotency-Key` is empty, `If-Match` is no version, or `X-Correlation-Id` no uuid.
+    pub fn from_headers<'h, V>(header: impl Fn(&str) -> Option<&'h V>) -> Result<Self, CommandError>
+    where
+        V: AsRef<[u8]> + ?Sized + 'h,
+    {
         let mut envelope = Self::new();
-        envelope.command_id = header("idempotency-key").map(id_of_key).transpose()?;
-        match header("if-match").map(str::trim) {
+        let header = |name: &str| {
+            let wrong = |_| CommandError::new("header", "is not UTF-8").at(name);
+            header(name).map(|value| std::str::from_utf8(value.as_ref()).map_err(wrong)).transpose()
+        };
+        envelope.command_id = header("idempotency-key")?.map(id_of_key).transpose()?;
+        match header("if-match")?.map(str::trim) {
             Some("*") => envelope.must_exist = true,
             Some(text) => envelope.expected_version = Some(version_of(text)?),
             None => {}
         }
-        if let Some(text) = header("x-correlation-id") {
+        if let Some(text) = header("x-correlation-id")? {
             let wrong = |_| CommandError::new("header", "must be a uuid").at("X-Correlation-Id");
             envelope.correlation_id = Some(text.parse().map_err(wrong)?);
         }

@@ -55,7 +55,9 @@ impl<S: EventStore> Desk<S> {
             return Ok(recorded);
         }
         // No record could keep it, also that of a refusal.
-        if let Some(error) = self.log.as_ref().and_then(|_| unstorable::find_text(&note.body)) {
+        if let Some(error) =
+            self.log.as_ref().and_then(|_| unstorable::find_in(&note.body, &envelope.metadata))
+        {
             return Ok(Outcome::invalid([error]));
         }
         hash(command).await?;

@@ -1,12 +1,26 @@
 //! Which field of a command cannot be stored.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::CommandError;
 use crate::event::AggregateId;
 
 /// The code of what cannot be stored.
 pub(super) const CODE: &str = "not_storable";
+
+/// The first text of a command, or of what it was sent with, that no record and no event can keep.
+pub(super) fn find_in(body: &Value, metadata: &Map<String, Value>) -> Option<CommandError> {
+    let of_metadata = || {
+        let error = metadata.iter().find_map(|(name, value)| {
+            let named = Value::Object(Map::from_iter([(name.clone(), value.clone())]));
+            find_text(&named)
+        })?;
+        let path =
+            if error.path.is_empty() { "metadata".to_owned() } else { format!("metadata.{}", error.path) };
+        Some(error.at(path))
+    };
+    find_text(body).or_else(of_metadata)
+}
 
 /// The first text that no record and no event can keep.
 pub(super) fn find_text(body: &Value) -> Option<CommandError> {

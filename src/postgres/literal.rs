@@ -48,7 +48,7 @@ fn in_ascii(json: &str, escape: &str) -> String {
 }
 
 /// JSON text with every escaped NUL as visible text. Serde writes one in no other way.
-fn without_nul(json: String) -> String {
+pub(crate) fn without_nul(json: String) -> String {
     const NUL: &str = "\\u0000";
     if !json.contains(NUL) {
         return json;

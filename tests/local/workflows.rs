@@ -311,13 +311,15 @@ async fn an_instance_that_has_ended_takes_nothing_in(store: TestStore) {
 
 /// Measures something: the first time, it gets no number.
 struct Measuring {
-    /// Which of its parts is no number the first time: the step, the state, what is emitted.
+    /// Which of its parts is wrong the first time: no number (the step, the state, what is emitted), or a text with a NUL.
     wrong: Arc<Mutex<&'static str>>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
 struct Measured {
     value: f64,
+    #[serde(default)]
+    unit: String,
 }
 espd::event_type!(Measured);
 
@@ -337,9 +339,12 @@ impl Workflow for Measuring {
     ) -> Result<(), HandlerError> {
         let wrong = *self.wrong.lock().unwrap();
         let value = |part| if part == wrong { f64::NAN } else { 1.5 };
-        context.step("measure", async |_| Ok(value("step"))).await?;
-        state.value = value("state");
-        context.emit(&event.aggregate_id, &Measured { value: value("event") })
+        let unit = |part| if part == wrong { "m\0" } else { "m" }.to_owned();
+        let name = if wrong == "name with NUL" { "pack\0" } else { "pack" };
+        context.step("measure", async |_| Ok((value("step"), unit("step with NUL")))).await?;
+        context.step(name, async |_| Ok(())).await?;
+        *state = Measured { value: value("state"), unit: unit("state with NUL") };
+        context.emit(&event.aggregate_id, &Measured { value: value("event"), unit: unit("") })
     }
 }
 
@@ -352,8 +357,11 @@ async fn what_a_workflow_could_not_read_again_is_not_recorded(store: TestStore) 
     let program = LocalProgram::new().workflow(registration.start(Start::Beginning), make);
     let mut processors = store.start(program).await;
     for (next, said) in [
-        ("state", "the result of step measure is not recorded: it could not be read again"),
-        ("event", "is not kept: it could not be read again"),
+        ("step with NUL", "the result of step measure is not recorded: it could not be read again"),
+        ("name with NUL", "the result of step measure is not recorded: it contains a NUL character"),
+        ("state", "the name of a step contains a NUL character"),
+        ("state with NUL", "is not kept: it could not be read again"),
+        ("event", "is not kept: it contains a NUL character"),
         ("nothing", "it could not be read again"),
     ] {
         let failed = processors.drain().await.unwrap_err().to_string();

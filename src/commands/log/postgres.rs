@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, SqlSafeStr, SqlStr};
@@ -10,6 +11,7 @@ use uuid::Uuid;
 use super::{CommandLog, CommandRecord, Complete};
 use crate::commands::Outcome;
 use crate::event::{AggregateId, Appended, NewEvent};
+use crate::postgres::literal::without_nul;
 use crate::store::{AppendError, EventStore, PostgresEventStore, ReadError};
 
 /// What is tried when records are read.
@@ -76,10 +78,16 @@ impl PostgresCommandLog {
             .bind(Json(&record.body))
             .bind(Json(&record.metadata))
             .bind(record.outcome.label())
-            .bind(Json(&record.outcome))
+            .bind(Json(to_kept(&record.outcome)?))
             .bind(record.at);
         Ok(query.execute(connection).await?.rows_affected() == 1)
     }
+}
+
+/// The outcome as `jsonb` can keep it: a refusal may quote what no text of a database can have.
+fn to_kept(outcome: &Outcome) -> Result<Box<RawValue>, sqlx::Error> {
+    let text = serde_json::to_string(outcome).map(without_nul);
+    text.and_then(RawValue::from_string).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 /// What is read of a record.

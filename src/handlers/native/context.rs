@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use sqlx::PgConnection;
 
 use super::error::HandlerError;
@@ -16,7 +16,7 @@ use crate::handlers::batch::Action;
 use crate::processing::effects::NewEffect;
 use crate::processing::emission::{Due, Emission, Emitter, SourceEvent};
 use crate::processing::processor::Delivery;
-use crate::store::Codec;
+use crate::store::{Codec, find_bad_text};
 
 /// The transaction in which a projector handles a batch.
 pub struct ProjectorContext<'p> {
@@ -49,11 +49,19 @@ impl AskedEffects {
                 event_id: event.id,
                 event_uuid: event.uuid,
                 event_type: event.event_type.clone(),
-                payload: to_raw_value(payload)?,
+                payload: storable(to_raw_value(payload)?)
+                    .map_err(|what| format!("what is to be done after the commit contains {what}"))?,
             });
         }
         Ok(())
     }
+}
+
+/// The JSON, or what it contains that no text of a database can: found out at its event, whatever the store is.
+pub(super) fn storable(json: Box<RawValue>) -> Result<Box<RawValue>, &'static str> {
+    // JSON has neither but behind an escape.
+    let bad = if json.get().contains("\\u") { find_bad_text(&json) } else { None };
+    bad.map_or(Ok(json), Err)
 }
 
 /// The transaction in which a reactor handles an event, and the events that it emits.

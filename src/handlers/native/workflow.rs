@@ -7,10 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
-use super::context::{ReactorContext, emission};
+use super::context::{ReactorContext, emission, storable};
 use super::error::HandlerError;
 use super::handler::Reactor;
 use crate::event::{AggregateId, Event, EventType, Position, to_readable_json};
@@ -130,6 +130,9 @@ impl WorkflowContext<'_, '_> {
         T: Serialize + DeserializeOwned + Send,
         F: Future<Output = Result<T, HandlerError>> + Send,
     {
+        if name.contains('\0') {
+            return Err("the name of a step contains a NUL character".into());
+        }
         if !self.steps.insert(name.to_owned()) {
             return Err(format!("there are two steps {name} for one event: give them two names").into());
         }
@@ -140,7 +143,7 @@ impl WorkflowContext<'_, '_> {
         }
         let key = format!("espd/{}/step/{name}", self.reactor.emitter.reactor());
         let result = work(Uuid::new_v5(&event_uuid, key.as_bytes())).await?;
-        let result = to_readable_json(&result)
+        let result = to_kept_json(&result)
             .map_err(|error| format!("the result of step {name} is not recorded: {error}"))?;
         let recorded = self.reactor.transaction.record_step(step, result).await?;
         read_step(name, recorded.get())
@@ -191,6 +194,12 @@ impl WorkflowContext<'_, '_> {
         self.end();
         self.is_forgotten = true;
     }
+}
+
+/// As JSON that every store keeps, and that can be read again.
+fn to_kept_json<T: Serialize + DeserializeOwned>(value: &T) -> Result<Box<RawValue>, String> {
+    let json = to_readable_json(value).map_err(|error| error.to_string())?;
+    storable(json).map_err(|what| format!("it contains {what}"))
 }
 
 fn read_step<T: DeserializeOwned>(name: &str, result: &str) -> Result<T, HandlerError> {
@@ -300,7 +309,7 @@ impl<W: Workflow> Reactor for WorkflowReactor<W> {
         if is_forgotten {
             return Ok(context.transaction.remove_instance(&kept.instance).await?);
         }
-        kept.state = to_readable_json(&state)
+        kept.state = to_kept_json(&state)
             .map_err(|error| format!("the state of instance {} is not kept: {error}", kept.instance))?;
         kept.events += 1;
         (kept.last_event_id, kept.last_event_type) = (event.id, event.event_type.clone());

@@ -88,6 +88,28 @@ async fn check_reuse<S: EventStore + Clone + 'static>(store: S, log: impl Comman
     assert_eq!(count_events(&store).await, 1);
 }
 
+on_both!(what_no_text_can_have_is_refused_and_a_refusal_that_quotes_it_is_kept, check_unstorable);
+async fn check_unstorable<S: EventStore + Clone + 'static>(store: S, log: impl CommandLog + Clone) {
+    let (commands, book) = (router(&store).recorded_by(log.clone()), Id::<Book>::generate());
+    let refused = Uuid::new_v4();
+    assert!(commands.execute(lend(&book, "Ada"), Envelope::new()).await.is_executed());
+    commands.execute(lend(&book, "Bob"), with_id(refused)).await;
+    // Refused, executed with nothing, and executed: none can be recorded with this.
+    for to in ["Bob", "Ada"] {
+        let outcome =
+            commands.execute(lend(&book, to), Envelope::new().metadata("by", json!({"x": "a\0b"}))).await;
+        assert_eq!((outcome.label(), outcome.status()), ("invalid", 400), "{outcome}");
+        let told = serde_json::to_string(&outcome).unwrap();
+        assert!(told.contains("not_storable") && told.contains("metadata.by.x"), "{told}");
+    }
+    let mut other = log.find(refused).await.unwrap().unwrap();
+    other.command_id = Uuid::new_v4();
+    let Outcome::Refused(refusal) = &mut other.outcome else { panic!() };
+    refusal.error.message.push('\0');
+    assert!(log.record(&other).await.unwrap());
+    assert_eq!(commands.execute(lend(&book, "Bob"), with_id(other.command_id)).await.label(), "refused");
+}
+
 #[tokio::test]
 async fn a_command_and_its_events_are_stored_together() {
     let (pool, store) = store().await;

@@ -181,6 +181,13 @@ fn an_envelope_is_made_of_headers() {
     assert_eq!((by_text(), by_text().is_some()), (by_text(), true));
     let wrong = Envelope::from_headers(|name| (name == "if-match").then_some("\"abc\"")).unwrap_err();
     assert_eq!(wrong.path, "If-Match");
+    // Nothing that was sent counts as not sent.
+    for (header, value) in
+        [("if-match", &b"\"7\xc3\xa9\""[..]), ("if-match", b"\"7\xe9\""), ("idempotency-key", b"cl\xe9")]
+    {
+        let wrong = Envelope::from_headers(|name| (name == header).then_some(value)).unwrap_err();
+        assert_eq!((wrong.code.as_str(), wrong.path.to_lowercase().as_str()), ("header", header));
+    }
 }
 
 #[test]

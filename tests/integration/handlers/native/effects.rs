@@ -48,6 +48,9 @@ impl Outside {
     }
 }
 
+/// The `n` of an event about which something is to be done that no text of a database can have.
+const NUL: i64 = 1_000_000;
+
 /// A reactor that writes a row for each event, and acts after the commit.
 struct Acting(Outside);
 
@@ -59,6 +62,9 @@ impl Reactor for Acting {
         context: &mut ReactorContext<'_>,
     ) -> Result<(), HandlerError> {
         let a: A = event.read()?.ok_or("it handles nothing else")?;
+        if a.n == NUL {
+            context.after_commit(&"a\0b")?;
+        }
         context.after_commit(&event.id.get())?;
         let note = sqlx::query("insert into acted (event_id) values ($1)").bind(event.id);
         note.execute(context.connection().await?).await?;
@@ -166,11 +172,21 @@ async fn an_effect_that_fails_holds_the_processor_up_until_it_succeeds_and_its_e
 async fn an_event_that_is_not_handled_has_no_effects() {
     let (db, outside) = (support::database().await, Outside::default());
     append(&db.pool, 5).await;
-    sqlx::query("update espd.events set body = '{\"n\": -1}' where id = 3").execute(&db.pool).await.unwrap();
+    // What the handler says about it, and what no text of a database can have.
+    for (n, id) in [(-1, 3), (NUL, 4)] {
+        let change = "update espd.events set body = jsonb_build_object('n', $1) where id = $2";
+        sqlx::query(change).bind(n).bind(id).execute(&db.pool).await.unwrap();
+    }
     let retry = RetryPolicy { max_attempts: Some(2), on_failure: OnFailure::Skip, ..settings(&db).retry };
     let life = Life::begin_with(&db, acting(&outside), RunnerContext { retry, ..settings(&db) });
     does(&db, &outside, 5).await;
-    assert_eq!(outside.done(), [(1, 1), (2, 1), (4, 1), (5, 1)]);
+    assert_eq!(outside.done(), [(1, 1), (2, 1), (5, 1)]);
+    let told: Vec<String> =
+        sqlx::query_scalar("select failure ->> 'message' from espd.dead_letters order by event_id")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+    assert!(told[1].contains("after the commit contains a NUL character"), "{told:?}");
     life.end().await;
 }
 
