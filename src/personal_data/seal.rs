@@ -68,9 +68,8 @@ impl Sealing {
     pub(super) fn subjects(&self, event: &NewEvent) -> Vec<String> {
         let mut subjects = Vec::new();
         let mut edit = |place: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, ()> {
-            if is_personal(value) {
-                subjects.extend(self.subject_at(event, place));
-            }
+            let subject = self.subject_at(event, place);
+            subjects.extend(subject.filter(|subject| is_personal(value, Some(subject))));
             Ok(None)
         };
         let _ = replace_at(&event.body, &self.field, &mut edit);
@@ -85,13 +84,13 @@ impl Sealing {
         keys_of: &KeysOf<'_>,
     ) -> Result<Option<Box<RawValue>>, Trouble> {
         let mut edit = |place: &Place, value: &RawValue| -> Result<Option<Box<RawValue>>, Trouble> {
-            if !is_personal(value) {
+            let subject = self.subject_at(event, place);
+            if !is_personal(value, subject.as_deref()) {
                 return Ok(None);
             }
-            let subject = self.subject_at(event, place);
             let subject = subject.ok_or_else(|| {
                 format!(
-                    "the personal field {} has no subject: that is a text without NUL, or a number",
+                    "the personal field {} has no subject: that is a text without NUL, or a number as a database writes it",
                     place.path
                 )
             })?;
@@ -112,17 +111,23 @@ impl Sealing {
             serde_json::Value::String(subject) if !subject.is_empty() && !subject.contains('\0') => {
                 Some(subject)
             }
-            serde_json::Value::Number(_) => Some(found.get().to_owned()),
+            // What is stored as another text could not be forgotten by what people see of it.
+            serde_json::Value::Number(_) if !found.get().contains(['e', 'E']) && found.get() != "-0" => {
+                Some(found.get().to_owned())
+            }
             _ => None,
         }
     }
 }
 
-/// Whether there is something to seal: nothing and what is forgotten are not.
-fn is_personal(value: &RawValue) -> bool {
-    let is_forgotten =
-        || members(value).is_some_and(|members| members.len() == 1 && members.contains_key(FORGOTTEN));
-    value.get() != "null" && !is_forgotten()
+/// Whether there is something to seal: nothing is not, and neither is what says no more than that this subject is forgotten.
+fn is_personal(value: &RawValue, subject: Option<&str>) -> bool {
+    let is_forgotten = || {
+        let members = members(value).filter(|members| members.len() == 1)?;
+        let told: String = serde_json::from_str(members.get(FORGOTTEN)?.get()).ok()?;
+        (Some(told.as_str()) == subject).then_some(())
+    };
+    value.get() != "null" && is_forgotten().is_none()
 }
 
 /// Whether a body may have a sealed field. A key can be written with escapes.

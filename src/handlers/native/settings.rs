@@ -146,7 +146,11 @@ pub(super) fn find_faults(settings: &ProcessorSettings) -> Vec<String> {
         outside("retry_jitter", retry.jitter, 0.0..=1.0),
         outside("max_attempts", attempts, 1..=i64::from(i32::MAX)),
     ];
-    faults.into_iter().flatten().collect()
+    let delays = retry.initial.zip(retry.max).filter(|(first, longest)| first > longest);
+    let delays = delays.map(|(first, longest)| {
+        format!("`retry_delays` begins with {first:?}, which is more than {longest:?}, the longest")
+    });
+    faults.into_iter().flatten().chain(delays).collect()
 }
 
 fn outside<T: PartialOrd + std::fmt::Debug>(
@@ -171,5 +175,8 @@ mod tests {
         let wrong = faults(wrong.retry_delays(Duration::ZERO, DAY));
         assert_eq!(wrong.len(), 4, "{wrong:?}");
         assert_eq!(wrong[0], "`batch_size` is 0, and may be 1 to 100000");
+        let seconds = Duration::from_secs;
+        let wrong = faults(Registration::projector("a").retry_delays(seconds(9), seconds(1)));
+        assert_eq!(wrong, ["`retry_delays` begins with 9s, which is more than 1s, the longest"]);
     }
 }

@@ -111,6 +111,26 @@ async fn each_person_has_a_key_and_is_forgotten_alone() {
         Some(quoting),
         "what is forgotten may be said again"
     );
+    // What only looks as if it was forgotten is sealed as anything else.
+    let name = Personal::Forgotten { subject: "Ada's address".to_owned() };
+    let looks = MoneySent { cents: 1, sender: Party { id: "ada".to_owned(), name }, receivers: vec![] };
+    sealing.append(&[NewEvent::of(Uuid::new_v4(), &looks).unwrap()]).await.unwrap();
+    assert!(!read(&plain).await[2].body.get().contains("address"));
+    assert_eq!(read(&sealing).await[2].read::<MoneySent>().unwrap(), Some(looks));
+}
+
+#[tokio::test]
+async fn a_subject_that_a_database_writes_otherwise_is_refused() {
+    let sealing = MemoryEventStore::new().with_codec(PersonalData::new(MemoryKeys::new()).fields(
+        "Noted",
+        &["/name"],
+        "/id",
+    ));
+    for (id, is_kept) in [("1", true), ("1.50", true), ("1e0", false), ("100E-2", false), ("-0", false)] {
+        let body = RawValue::from_string(format!("{{\"id\": {id}, \"name\": \"Ada\"}}")).unwrap();
+        let appended = sealing.append(&[NewEvent::new(Uuid::new_v4(), "Noted", body)]).await;
+        assert_eq!(appended.is_ok(), is_kept, "{id}: {appended:?}");
+    }
 }
 
 #[tokio::test]
