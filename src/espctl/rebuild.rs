@@ -1,10 +1,11 @@
 //! `espctl rebuild`, `rollback` and `verify`: versions of a projector side by side.
 
 mod difference;
+mod going_live;
+mod looking;
 mod part;
+mod telling;
 mod watch;
-
-use std::sync::Mutex;
 
 use clap::{Args, Subcommand};
 
@@ -13,16 +14,15 @@ use crate::espctl::output;
 use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::Operator;
-use crate::operations::rebuild::{
-    Effort, FailedCheck, GivenUp, GoLive, Listener, Progress, Rebuilding, Selection, Way, find_since,
-};
-use crate::operations::status::FALLS_BEHIND;
-use crate::operations::status::format::{format_duration, format_share, thousands};
-use crate::process::exit_code::{Exit, ExitCode};
-use crate::processing::rebuild::{Beside, Difference};
+use crate::operations::rebuild::{Effort, GivenUp, GoLive, Rebuilding, Selection};
+use crate::processing::rebuild::Beside;
 
-use difference::render;
+pub(super) use going_live::build_again;
+use going_live::go_live;
+use looking::look;
 use part::{PartArguments, SampleArguments, rebuild_part};
+pub(super) use telling::describe_live;
+use telling::{listener, note};
 
 #[derive(Args)]
 #[command(
@@ -246,124 +246,6 @@ fn effort(config: &Config, workers: Option<i64>) -> Effort {
     Effort { workers: workers.unwrap_or(declared), database_size_max, ..Effort::default() }
 }
 
-/// Builds the declared version, compares it, and has it go live.
-async fn go_live(
-    operator: Operator<'_>,
-    name: &str,
-    wanted: GoLive,
-    effort: Effort,
-    (yes, json): (bool, bool),
-) -> anyhow::Result<()> {
-    let next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
-    let mut next = next.with_effort(effort);
-    let (live, version) = next.versions();
-    match bring_live(&mut next, name, wanted, (yes, json)).await {
-        Ok(way) => {
-            next.end().await?;
-            let kept = format!(
-                "version {live} of {name} serves as before, version {version} is kept beside it: `espctl rebuild {name}` goes on, \
-                 `espctl rebuild abort {name}` gives it up"
-            );
-            let outcome = way.map_or(kept, |way| describe_live(name, live, version, &way));
-            // Programs read one document on standard output.
-            if json {
-                note(&outcome);
-                return Ok(());
-            }
-            output::print(&outcome)
-        }
-        Err(error) => {
-            next.end_failed(&format!("{error:#}")).await;
-            Err(error)
-        }
-    }
-}
-
-/// As [`go_live`], of a version that is begun. `None`: the operator has not agreed.
-async fn bring_live(
-    next: &mut Rebuilding<'_>,
-    name: &str,
-    wanted: GoLive,
-    (yes, json): (bool, bool),
-) -> anyhow::Result<Option<Way>> {
-    let (live, version) = next.versions();
-    if let Some(warning) = next.foresee(wanted).await? {
-        note(&format!("warning: {warning}"));
-    }
-    next.catch_up().await?;
-    note("caught up: comparing the versions");
-    let difference = next.compare().await?;
-    let way = next.choose_way(wanted, &difference).await?;
-    show(name, &difference, json)?;
-    refuse_failed(name, live, &next.run_checks().await?)?;
-    let question = format!("Version {version} of {name} {}. Go live?", describe_way(way));
-    if !yes && !difference.is_none() {
-        let has_terminal = output::has_terminal();
-        if !has_terminal || !output::confirm(&question)? {
-            next.decline(way).await?;
-            if has_terminal {
-                return Ok(None);
-            }
-            let message = format!(
-                "version {live} of {name} serves as before, version {version} is kept beside it: add --yes to agree, which goes on \
-                 from there; `espctl rebuild abort {name}` gives it up\n{question}"
-            );
-            return Err(Exit { code: ExitCode::Failure, message }.into());
-        }
-    }
-    Ok(Some(next.go_live(way, wanted).await?))
-}
-
-/// Builds the declared version of a projector and has it go live, whatever differs, for an operator who has agreed to just that.
-/// Returns which version that is, and how it has gone live.
-pub(super) async fn build_again(operator: Operator<'_>, name: &str) -> anyhow::Result<(i32, Way)> {
-    let mut next = Rebuilding::begin(operator, name, Beside::Next, listener()).await?;
-    let (_, version) = next.versions();
-    match bring_live_again(&mut next, name).await {
-        Ok(way) => {
-            next.end().await?;
-            Ok((version, way))
-        }
-        Err(error) => {
-            next.end_failed(&format!("{error:#}")).await;
-            Err(error)
-        }
-    }
-}
-
-/// As [`build_again`], of a version that is begun.
-async fn bring_live_again(next: &mut Rebuilding<'_>, name: &str) -> anyhow::Result<Way> {
-    let (live, _) = next.versions();
-    // Where a swap would take something from others, what differs can still be brought into their tables.
-    let obstacles = next.foresee(GoLive::Auto).await?;
-    next.catch_up().await?;
-    let difference = next.compare().await?;
-    let wanted = if obstacles.is_some() { GoLive::Merge } else { GoLive::Auto };
-    let way = next.choose_way(wanted, &difference).await;
-    let way = match (way, obstacles) {
-        (Err(_), Some(obstacles)) => anyhow::bail!(
-            "{obstacles}; or `espctl reset {name} --in-place --cascade` drops what others have made, with the tables"
-        ),
-        (way, _) => way?,
-    };
-    refuse_failed(name, live, &next.run_checks().await?)?;
-    Ok(next.go_live(way, wanted).await?)
-}
-
-/// # Errors
-/// Checks of the author have failed.
-fn refuse_failed(name: &str, live: i32, failed: &[FailedCheck]) -> Result<(), Exit> {
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let failed: Vec<String> = failed.iter().map(FailedCheck::describe).collect();
-    let message = format!(
-        "{}. Version {live} of {name} serves as before: correct the handlers or the check, then run this again",
-        failed.join("; ")
-    );
-    Err(Exit { code: ExitCode::Failure, message })
-}
-
 /// What was there to be looked at only, and who has left it.
 fn describe_left(beside: Beside, name: &str) -> String {
     match beside {
@@ -372,63 +254,6 @@ fn describe_left(beside: Beside, name: &str) -> String {
         Beside::Part => format!("a rebuild of some rows of {name} that was broken off"),
         Beside::Next | Beside::Archived(_) => format!("a rebuild of {name} that is over"),
     }
-}
-
-/// Builds a version only to see how it differs from the one that serves.
-async fn look(
-    operator: Operator<'_>,
-    name: &str,
-    beside: Beside,
-    selection: &Selection,
-    effort: Effort,
-    json: bool,
-) -> anyhow::Result<()> {
-    let scratch = Rebuilding::begin_with(operator, name, beside, selection, listener()).await?;
-    let mut scratch = scratch.with_effort(effort);
-    let versions = scratch.versions();
-    if beside == Beside::DryRun
-        && let Some(warning) = scratch.foresee_swap().await?
-    {
-        note(&format!("warning: {warning}"));
-    }
-    let compared = match scratch.catch_up().await {
-        Ok(()) => scratch.compare().await,
-        Err(error) => Err(error),
-    };
-    let checked = match &compared {
-        Ok(_) => scratch.run_checks().await,
-        Err(_) => Ok(Vec::new()),
-    };
-    scratch.remove().await?;
-    let (mut difference, failed) = (compared?, checked?);
-    if !failed.is_empty() {
-        show(name, &difference, json)?;
-        refuse_failed(name, versions.0, &failed)?;
-    }
-    let is_as_it_was = match beside {
-        Beside::Verification | Beside::Part => !difference.has_rows(),
-        _ => !difference.changes_what_is_read(),
-    };
-    if is_as_it_was {
-        if beside == Beside::Verification && selection.is_whole() {
-            operator.clear_found(name).await?;
-        }
-        return show(name, &difference, json);
-    }
-    if beside == Beside::Verification
-        && let Some(reason) = find_since(operator, name, &mut difference, listener()).await?
-    {
-        note(&format!("since which event is not known: {reason}"));
-    }
-    show(name, &difference, json)?;
-    let message = match beside {
-        Beside::Verification | Beside::Part => format!("the tables of {name} are not what their events say"),
-        _ if versions.0 == versions.1 => {
-            format!("what is declared now of version {} of {name} would change what it shows", versions.1)
-        }
-        _ => format!("version {} of {name} would change what version {} shows", versions.1, versions.0),
-    };
-    Err(Exit { code: ExitCode::Failure, message }.into())
 }
 
 async fn drop_former(operator: &Operator<'_>, name: &str, yes: bool) -> anyhow::Result<()> {
@@ -447,72 +272,4 @@ async fn drop_former(operator: &Operator<'_>, name: &str, yes: bool) -> anyhow::
     } else {
         versions.join("\n")
     })
-}
-
-fn show(name: &str, difference: &Difference, json: bool) -> anyhow::Result<()> {
-    if json {
-        return output::print_verbatim(&serde_json::to_string_pretty(difference)?);
-    }
-    output::print(&render(name, difference))
-}
-
-fn describe_way(way: GoLive) -> &'static str {
-    match way {
-        GoLive::Merge => {
-            "would be merged: the rows above are changed in the tables that serve, and no rollback leads back (`--go-live swap` keeps \
-             the former ones)"
-        }
-        GoLive::Auto | GoLive::Swap => {
-            "would be swapped in: its tables take the place of those that serve, which are kept"
-        }
-    }
-}
-
-pub(super) fn describe_live(name: &str, former: i32, version: i32, way: &Way) -> String {
-    match way {
-        Way::Merged(rows) => format!(
-            "version {version} of {name} is live: {} rows of its tables were changed",
-            thousands(i64::try_from(*rows).unwrap_or(i64::MAX))
-        ),
-        Way::Swapped(archive) if former == version => format!(
-            "version {version} of {name} is live; the former tables are kept in schema {archive}: `espctl rebuild drop {name}` \
-             drops them"
-        ),
-        Way::Swapped(archive) => format!(
-            "version {version} of {name} is live; version {former} is kept in schema {archive}: `espctl rollback {name}` goes \
-             back to it, `espctl rebuild drop {name}` drops it"
-        ),
-    }
-}
-
-fn listener() -> Listener<'static> {
-    Listener { progress: &tell_progress, note: &note }
-}
-
-/// Says something while a command goes on. That it cannot be said is no reason to stop.
-fn note(text: &str) {
-    static LAST: Mutex<String> = Mutex::new(String::new());
-    if let Ok(mut last) = LAST.lock()
-        && *last != text
-    {
-        let _ = output::print_note(text);
-        text.clone_into(&mut last);
-    }
-}
-
-fn tell_progress(progress: Progress) {
-    let Progress { position, target, handled, per_second, seconds_left, .. } = progress;
-    let left = match seconds_left {
-        Some(seconds) => format!(", {} left", format_duration(seconds)),
-        None if per_second >= 1.0 => format!(", {FALLS_BEHIND}"),
-        None => String::new(),
-    };
-    note(&format!(
-        "building: position {} of {} ({}), {} events handled, {}/s{left}",
-        thousands(position),
-        thousands(target),
-        format_share(position, target),
-        thousands(handled),
-        thousands(per_second as i64)
-    ));
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use uuid::Uuid;
 
-use super::{listener, note, show};
+use super::telling::{listener, note, show};
 use crate::espctl::moment::parse_moment;
 use crate::espctl::output;
 use crate::operations::operator::Operator;
