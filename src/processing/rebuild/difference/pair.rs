@@ -61,6 +61,40 @@ pub(super) struct Pair {
     same_shape: bool,
 }
 
+/// The column of this name and type among those of another version.
+fn twin<'c>(column: &Column, among: &'c [Column]) -> Option<&'c Column> {
+    among.iter().find(|other| other.name == column.name && other.data_type == column.data_type)
+}
+
+fn names<'c>(columns: impl IntoIterator<Item = &'c Column>) -> Vec<String> {
+    columns.into_iter().map(|column| column.name.clone()).collect()
+}
+
+/// Whether no replay makes the same values of a column again.
+fn is_volatile(column: &Column, after: &[Column]) -> bool {
+    column.volatile || twin(column, after).is_some_and(|other| other.volatile)
+}
+
+/// The columns of a primary key, in its order.
+fn key_of(columns: &[Column]) -> Vec<String> {
+    let mut key: Vec<&Column> = columns.iter().filter(|column| column.key.is_some()).collect();
+    key.sort_by_key(|column| column.key);
+    names(key)
+}
+
+/// The primary key, if both versions have the same and rows can be told apart by it; otherwise nothing.
+fn shared_key(before: &[Column], after: &[Column]) -> Vec<String> {
+    let key = key_of(before);
+    let mut of_key = before.iter().filter(|column| column.key.is_some());
+    let tells_apart = of_key.all(|column| twin(column, after).is_some() && !is_volatile(column, after));
+    if key == key_of(after) && tells_apart { key } else { Vec::new() }
+}
+
+/// The columns that these have alone.
+fn lone(these: &[Column], those: &[Column]) -> Vec<String> {
+    names(these.iter().filter(|column| twin(column, those).is_none()))
+}
+
 impl Pair {
     pub(super) async fn of(
         connection: &mut PgConnection,
@@ -77,63 +111,29 @@ impl Pair {
 
     fn matched(table: &str, old: (String, Vec<Column>), new: (String, Vec<Column>)) -> Self {
         let ((old, before), (new, after)) = (old, new);
-        let twin = |column: &Column, among: &[Column]| {
-            among
-                .iter()
-                .find(|other| other.name == column.name && other.data_type == column.data_type)
-                .cloned()
-        };
-        let common = |column: &&Column| twin(column, &after).is_some();
-        let is_volatile =
-            |column: &Column| column.volatile || twin(column, &after).is_some_and(|other| other.volatile);
-        let key_of = |columns: &[Column]| {
-            let mut key: Vec<&Column> = columns.iter().filter(|column| column.key.is_some()).collect();
-            key.sort_by_key(|column| column.key);
-            key.into_iter().map(|column| column.name.clone()).collect::<Vec<_>>()
-        };
-        let (mut key, new_key) = (key_of(&before), key_of(&after));
-        let changed_key = (key != new_key).then(|| ChangedKey { old: key.clone(), new: new_key.clone() });
-        let same_key = key == new_key
-            && !key.is_empty()
-            && before
-                .iter()
-                .filter(|column| column.key.is_some())
-                .all(|column| common(&column) && !is_volatile(column));
-        if !same_key {
-            key.clear();
-        }
-        let compared = before.iter().filter(common).filter(|column| !is_volatile(column));
-        let columns = compared.filter(|column| !key.contains(&column.name)).map(|column| column.name.clone());
-        let lone = |these: &[Column], those: &[Column]| {
-            let alone = these.iter().filter(|column| twin(column, those).is_none());
-            alone.map(|column| column.name.clone()).collect::<Vec<_>>()
-        };
+        let (key, own_key, new_key) = (shared_key(&before, &after), key_of(&before), key_of(&after));
+        let changed_key =
+            (own_key != new_key).then(|| ChangedKey { old: own_key.clone(), new: new_key.clone() });
+        let (volatile, stable): (Vec<&Column>, Vec<&Column>) = before
+            .iter()
+            .filter(|column| twin(column, &after).is_some())
+            .partition(|column| is_volatile(column, &after));
+        let columns = stable.into_iter().filter(|column| !key.contains(&column.name));
         let gone_columns = lone(&before, &after);
         let is_retyped = |name: &&String| after.iter().any(|column| column.name == **name);
-        let retyped_columns = gone_columns.iter().filter(is_retyped).cloned().collect();
-        let mut other_columns = gone_columns.clone();
-        other_columns.extend(lone(&after, &before));
+        let mut other_columns = [gone_columns.as_slice(), &lone(&after, &before)].concat();
         other_columns.sort();
         other_columns.dedup();
-        let not_compared = before
-            .iter()
-            .filter(common)
-            .filter(|column| is_volatile(column))
-            .map(|column| column.name.clone());
         Self {
             table: table.to_owned(),
             counting: None,
-            columns: columns.collect(),
-            generated: before
-                .iter()
-                .filter(|column| column.generated)
-                .map(|column| column.name.clone())
-                .collect(),
-            not_compared: not_compared.collect(),
-            same_shape: same_key && before == after,
+            columns: names(columns),
+            generated: names(before.iter().filter(|column| column.generated)),
+            not_compared: names(volatile),
+            same_shape: !key.is_empty() && before == after,
+            retyped_columns: gone_columns.iter().filter(is_retyped).cloned().collect(),
             other_columns,
             gone_columns,
-            retyped_columns,
             changed_key,
             key,
             old,
