@@ -137,6 +137,7 @@ cases! {
         reading_on_keeps_to_the_types
         an_aggregate_is_read_by_version
         an_aggregate_is_read_up_to_a_time
+        several_aggregates_are_read_each_once
         a_correlation_is_read_with_its_beginning
         a_range_is_exact
         a_range_is_exact_where_its_end_does_not_exist

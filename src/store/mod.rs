@@ -49,6 +49,8 @@ mod validity;
 pub(crate) mod watcher;
 pub(crate) mod witness;
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
@@ -159,10 +161,15 @@ pub trait EventStore: Send + Sync {
         }))
     }
 
-    /// Streams the events of several aggregates, of each by version. How the aggregates follow one another is left open.
+    /// Streams the events of several aggregates, of each by version, and once however often it is named. How the aggregates follow one another is left open.
     ///
     /// PostgreSQL reads them by one statement. By default they are read one after the other.
-    fn read_aggregates(&self, aggregate_ids: Vec<AggregateId>) -> BoxStream<'_, Result<Event, ReadError>> {
+    fn read_aggregates(
+        &self,
+        mut aggregate_ids: Vec<AggregateId>,
+    ) -> BoxStream<'_, Result<Event, ReadError>> {
+        let mut named = HashSet::new();
+        aggregate_ids.retain(|id| named.insert(id.clone()));
         let ids = futures_util::stream::iter(aggregate_ids);
         Box::pin(ids.flat_map(|id| self.read_aggregate(id, Version::FIRST, None)))
     }
@@ -295,7 +302,7 @@ impl AppendError {
     /// Whether the same append may well succeed when it is repeated later: the database, or what the codec needs, could not be reached, or could
     /// not do it at the moment. What is refused for another reason, such as a table that is missing, is refused again.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database(error) if may_succeed_later(error))
+        matches!(self, Self::Database(error) if is_passing(error))
     }
 
     /// The same error with the index that the event has in a longer append, in which `count` events come before.
@@ -367,7 +374,7 @@ impl ReadError {
 
     /// Whether the same read may well succeed when it is repeated later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if may_succeed_later(error))
+        matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if is_passing(error))
     }
 
     /// Whether no connection became free in time.
@@ -386,6 +393,15 @@ impl ReadError {
             other => sqlx::Error::Decode(other.into()),
         }
     }
+}
+
+/// Whether what a database has said, or that it has said nothing, may well be otherwise later.
+fn is_passing(error: &sqlx::Error) -> bool {
+    #[cfg(feature = "sqlite")]
+    if sqlite::is_final(error) {
+        return false;
+    }
+    may_succeed_later(error)
 }
 
 /// The end of a message, where the reason is one that the caller may be himself.

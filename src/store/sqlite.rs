@@ -1,5 +1,6 @@
 //! The event store in one file, by SQLite.
 
+mod answer;
 mod append;
 mod following;
 mod opening;
@@ -13,7 +14,7 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, SqlitePool};
+use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use uuid::Uuid;
 
@@ -22,6 +23,7 @@ use super::codec::{BodyCodec, Codec};
 use super::{AppendError, EventStore, EventStream, ReadError};
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
+pub(super) use answer::is_final;
 pub use opening::SqliteOpenError;
 
 /// The most events of a page. A stream holds no connection between two of them.
@@ -62,6 +64,8 @@ pub struct SqliteEventStore {
 #[derive(Debug)]
 struct Shared {
     pool: SqlitePool,
+    /// A connection that nobody uses, which keeps a store in memory.
+    _keeper: Option<SqliteConnection>,
     /// The file, as messages name it.
     file: String,
     /// Held by the one who writes.
@@ -83,9 +87,10 @@ impl SqliteEventStore {
     /// The file cannot be opened, or belongs to somebody else.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, SqliteOpenError> {
         let path = path.as_ref();
-        let pool = opening::open(path).await?;
+        let opening::Opened { pool, keeper } = opening::open(path).await?;
         let shared = Shared {
             pool,
+            _keeper: keeper,
             file: path.display().to_string(),
             writer: Arc::default(),
             written: watch::Sender::default(),
@@ -147,19 +152,8 @@ impl SqliteEventStore {
             .map_err(|error| self.explain_append(error))
     }
 
-    /// Names the file, and what to do, in an error that is about the file and not about the statement.
     fn explain(&self, error: sqlx::Error) -> sqlx::Error {
-        let code = error.as_database_error().and_then(|answer| answer.code());
-        let advice = match code.as_deref() {
-            Some("5" | "261" | "517") => {
-                "another program has been writing for too long: end it, and try again"
-            }
-            Some("8" | "1032") => "it may be read only: look at its rights, and those of its folder",
-            Some("13") => "the disk is full",
-            Some("11" | "26") => "the file is damaged: restore a copy",
-            _ => return error,
-        };
-        sqlx::Error::Io(std::io::Error::other(format!("{}: {advice} ({error})", self.shared.file)))
+        answer::explain(&self.shared.file, error)
     }
 
     fn explain_append(&self, error: AppendError) -> AppendError {

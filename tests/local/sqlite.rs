@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use espd::prelude::*;
-use espd::store::{SqliteEventStore, conformance};
+use espd::store::{SqliteEventStore, SqliteOpenError, conformance};
 use espd::testing::LocalProgram;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 
 use crate::scenario::{Notes, ReminderSent, TodoAdded, noting};
@@ -168,4 +170,178 @@ async fn a_file_that_is_not_ours_is_refused_with_what_to_do() {
     sqlx::query("pragma user_version = 0").execute(store.pool()).await.unwrap();
     let foreign = SqliteEventStore::open(other.path().join("events.db")).await.unwrap_err().to_string();
     assert!(foreign.contains("it has a table `events` already"), "{foreign}");
+}
+
+/// Opens a file that another program has made, and returns why it is refused.
+async fn refusal(file: &std::path::Path, statements: &str) -> String {
+    let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
+    let mut other = options.connect().await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&mut other).await.unwrap();
+    let refused = SqliteEventStore::open(file).await.unwrap_err();
+    assert!(matches!(refused, SqliteOpenError::Foreign { .. }), "{refused:?}");
+    let mode: String = sqlx::query_scalar("pragma journal_mode").fetch_one(&mut other).await.unwrap();
+    assert_eq!(mode, "delete", "the file is as it was");
+    refused.to_string()
+}
+
+#[tokio::test]
+async fn a_file_of_another_program_is_refused_whatever_its_tables_are_and_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, statements, what) in [
+        ("a.db", "create table events (id); pragma user_version = 1", "user_version 1"),
+        ("b.db", "create table notes (id); pragma user_version = 1", "user_version 1"),
+        ("c.db", "create table EVENTS (id)", "a table `EVENTS`"),
+        ("d.db", "create view events as select 1 as id", "a view `events`"),
+        ("e.db", "create table espd_positions (id)", "a table `espd_positions`"),
+        ("f.db", "create table t (id); create index events_of_correlations on t (id)", "an index `events_of"),
+    ] {
+        let refused = refusal(&folder.path().join(name), statements).await;
+        assert!(refused.contains(what) && refused.ends_with(": use another file"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_with_tables_of_the_application_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("events.db");
+    let mut own =
+        SqliteConnectOptions::new().filename(&file).create_if_missing(true).connect().await.unwrap();
+    sqlx::raw_sql("create table notes (events, espd_positions)").execute(&mut own).await.unwrap();
+    open(&folder).await.append(&[todo("milk")]).await.unwrap();
+    assert_eq!(open(&folder).await.latest_id(None).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_is_no_path_is_refused() {
+    for given in ["", "file:events.db", "file::memory:", "sqlite::memory:", "sqlite://events.db"] {
+        let refused = SqliteEventStore::open(given).await.unwrap_err();
+        assert!(matches!(refused, SqliteOpenError::NoPath { .. }), "{refused:?}");
+        assert!(refused.to_string().contains("or `:memory:`"), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_programs_may_create_a_file_at_the_same_time() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..5 {
+        let file = folder.path().join(format!("{round}.db"));
+        let opening = (0..8).map(|_| tokio::spawn(SqliteEventStore::open(file.clone())));
+        for opened in futures_util::future::join_all(opening).await {
+            opened.unwrap().unwrap().append(&[todo("milk")]).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_deleted_is_not_replaced_by_an_empty_one() {
+    let (store, folder) = store().await;
+    store.append(&[todo("milk")]).await.unwrap();
+    let kept = store.pool().acquire().await.unwrap();
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let error = store.latest_id(None).await.unwrap_err();
+    assert!(!error.is_transient(), "{error:?}");
+    assert!(chain(&error).contains("events.db: it is gone"), "{}", chain(&error));
+    assert!(!folder.path().join("events.db").exists());
+    drop(kept);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_not_worth_another_attempt() {
+    let (store, folder) = store().await;
+    store.append(&[todo("milk")]).await.unwrap();
+    sqlx::query("pragma wal_checkpoint(truncate)").execute(store.pool()).await.unwrap();
+    std::fs::write(folder.path().join("events.db"), "this is text. ".repeat(500)).unwrap();
+    let error = store.append(&[todo("bread")]).await.unwrap_err();
+    assert!(!error.is_transient() && chain(&error).contains("the file is damaged"), "{}", chain(&error));
+    let error = store.latest_id(None).await.unwrap_err();
+    assert!(!error.is_transient() && chain(&error).contains("the file is damaged"), "{}", chain(&error));
+}
+
+/// The error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[tokio::test]
+async fn a_store_in_memory_outlives_calls_that_are_given_up() {
+    let store = SqliteEventStore::open(":memory:").await.unwrap();
+    let milk = todo("milk");
+    store.append(std::slice::from_ref(&milk)).await.unwrap();
+    for micros in 0..200 {
+        let _ = tokio::time::timeout(Duration::from_micros(micros), store.latest_id(None)).await;
+        let _ = store.append(&[todo("bread")]).now_or_never();
+        let _ = store.read_range(Position::START, Position::MAX, None).next().now_or_never();
+        let found = store.read_uuids(&[milk.uuid]).await.unwrap();
+        assert_eq!(found.len(), 1);
+    }
+}
+
+#[test]
+fn a_store_in_memory_outlives_the_runtime_that_it_was_opened_in() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime().block_on(async {
+        let store = SqliteEventStore::open(":memory:").await.unwrap();
+        store.append(&[todo("milk")]).await.unwrap();
+        store
+    });
+    for id in 2..5 {
+        let appended = runtime().block_on(store.append(&[todo("bread")])).unwrap();
+        assert_eq!(appended[0].id, id);
+    }
+}
+
+#[tokio::test]
+async fn a_processor_whose_position_was_removed_begins_anew() {
+    let (store, _folder) = store().await;
+    let notes = Notes::default();
+    let mut processors = noting(LocalProgram::new(), "titles", &notes).start(&store).await.unwrap();
+    store.append(&[todo("milk")]).await.unwrap();
+    for _ in 0..2 {
+        processors.drain().await.unwrap();
+        assert_eq!(notes.take(), ["titles milk"]);
+        sqlx::query("delete from espd_positions").execute(store.pool()).await.unwrap();
+    }
+}
+
+/// Counts what it has seen, and notes the number.
+struct Counting {
+    seen: usize,
+    notes: Notes,
+}
+
+#[async_trait]
+impl Projector for Counting {
+    async fn project(
+        &mut self,
+        events: &[Delivery],
+        _: &mut ProjectorContext<'_>,
+    ) -> Result<(), HandlerError> {
+        self.seen += events.len();
+        self.notes.add(self.seen.to_string());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_handler_remembers_nothing_of_a_drain_that_was_given_up() {
+    let (store, folder) = store().await;
+    let notes = Notes::default();
+    let made = notes.clone();
+    let registration = Registration::projector("counting").handles::<TodoAdded>();
+    let program =
+        LocalProgram::new().projector(registration, move || Counting { seen: 0, notes: made.clone() });
+    let mut processors = program.start(&store).await.unwrap();
+    store.append(&[todo("milk")]).await.unwrap();
+
+    let other = open(&folder).await;
+    let writing = other.pool().begin_with("begin immediate").await.unwrap();
+    // It is handled, and cannot be committed.
+    assert!(tokio::time::timeout(Duration::from_millis(500), processors.drain()).await.is_err());
+    assert_eq!(notes.take(), ["1"]);
+    writing.rollback().await.unwrap();
+    processors.drain().await.unwrap();
+    assert_eq!(notes.take(), ["1"]);
 }

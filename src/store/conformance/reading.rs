@@ -95,6 +95,24 @@ pub(super) async fn an_aggregate_is_read_up_to_a_time(store: Store) {
     assert!(collect(store.read_aggregate_until(Uuid::new_v4().into(), time(9))).await.is_empty());
 }
 
+pub(super) async fn several_aggregates_are_read_each_once(store: Store) {
+    let (a, b, c) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+    append_each(&store, [a, b, a, c, a].map(happened)).await;
+    let read = async |wanted: &[Uuid]| {
+        let wanted = wanted.iter().map(|id| (*id).into()).collect();
+        let events = collect(store.read_aggregates(wanted)).await;
+        let of = |id: Uuid| {
+            let own: Vec<Event> = events.iter().filter(|event| event.aggregate_id == id).cloned().collect();
+            versions(&own)
+        };
+        (of(a), of(b), events.len())
+    };
+    let both = [1, 2, 3].map(Version::new).to_vec();
+    assert_eq!(read(&[a, b]).await, (both.clone(), vec![Version::FIRST], 4));
+    assert_eq!(read(&[a, b, a, Uuid::new_v4(), a]).await, (both, vec![Version::FIRST], 4));
+    assert_eq!(read(&[]).await.2, 0);
+}
+
 fn at(event: NewEvent, time: DateTime<Utc>) -> NewEvent {
     NewEvent { created_at: Some(time), ..event }
 }

@@ -5,8 +5,11 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqliteConnection, SqlitePool};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool};
 use thiserror::Error;
+
+use super::append::texts;
+use super::{answer, row};
 
 /// The version of what is in the file.
 const VERSION: i64 = 1;
@@ -19,6 +22,20 @@ const CONNECTIONS: u32 = 5;
 
 /// The name of a store that is nowhere but in memory.
 pub(super) const IN_MEMORY: &str = ":memory:";
+
+/// How addresses begin that some tools take where they take a path.
+const ADDRESSES: [&str; 2] = ["file:", "sqlite:"];
+
+/// The names of what is made in a file.
+const NAMES: [&str; 7] = [
+    "events",
+    "events_of_correlations",
+    "espd_positions",
+    "espd_emissions",
+    "espd_emissions_by_key",
+    "espd_effects",
+    "espd_dead_letters",
+];
 
 /// Why a file could not be opened as an event store.
 #[derive(Debug, Error)]
@@ -43,88 +60,182 @@ pub enum SqliteOpenError {
         /// The number that it has.
         version: i64,
     },
-    /// The file has a table `events` that is not one of espd.
-    #[error("{file}: it has a table `events` already, which is not espd's: use another file")]
+    /// The file belongs to another program, whose tables are where those of espd have to be.
+    #[error("{file}: {what}: use another file")]
     Foreign {
         /// The file.
+        file: String,
+        /// What of the other program is there.
+        what: String,
+    },
+    /// What was given is no path.
+    #[error(
+        "{file:?} is no path of a file: give the path, with `./` before a name that begins like an address, or `:memory:`"
+    )]
+    NoPath {
+        /// What was given.
         file: String,
     },
 }
 
 /// What to do about an error of SQLite.
 fn advice(error: &sqlx::Error) -> &'static str {
-    let code = error.as_database_error().and_then(|answer| answer.code());
-    match code.as_deref() {
-        Some("14") => ": does the folder exist, and may you write in it?",
-        Some("8" | "1032") => ": it may be read only",
-        Some("26") => ": it is no file of SQLite",
-        Some("5" | "261" | "517") => ": another program is writing to it and does not end",
+    match answer::primary_code(error) {
+        Some(answer::CANNOT_OPEN) => ": does the folder exist, and may you write in it?",
+        Some(answer::READ_ONLY) => ": it may be read only",
+        Some(answer::NO_FILE_OF_SQLITE) => ": it is no file of SQLite",
+        Some(answer::DAMAGED) => ": it is damaged, restore a copy",
+        Some(answer::BUSY) => ": another program is writing to it and does not end",
         _ => "",
     }
 }
 
-/// Opens a file, which is created if it is not there, or a store in memory.
-pub(super) async fn open(path: &Path) -> Result<SqlitePool, SqliteOpenError> {
-    let file = || path.display().to_string();
-    let unusable = |source| SqliteOpenError::Unusable { file: file(), source };
-    let pool = connect(path).await.map_err(unusable)?;
-    let mut connection = pool.acquire().await.map_err(unusable)?;
-    let found = prepare(&mut connection).await.map_err(unusable)?;
-    match found {
-        Found::Ours => Ok(pool),
-        Found::Unknown(version) => Err(SqliteOpenError::Unknown { file: file(), version }),
-        Found::Foreign => Err(SqliteOpenError::Foreign { file: file() }),
-    }
+/// What was opened.
+pub(super) struct Opened {
+    pub(super) pool: SqlitePool,
+    /// Keeps a store in memory, which is gone with its last connection: the pool closes one where a caller has given up waiting
+    /// for it, or whose runtime has ended.
+    pub(super) keeper: Option<SqliteConnection>,
 }
 
-async fn connect(path: &Path) -> Result<SqlitePool, sqlx::Error> {
+/// Opens a file, which is created if it is not there, or a store in memory.
+pub(super) async fn open(path: &Path) -> Result<Opened, SqliteOpenError> {
+    let file = || path.display().to_string();
+    if !is_path(path) {
+        return Err(SqliteOpenError::NoPath { file: file() });
+    }
     let is_in_memory = path == Path::new(IN_MEMORY);
+    let unusable = |source| SqliteOpenError::Unusable { file: file(), source };
+    let options = options(path, is_in_memory).map_err(unusable)?;
+    let mut first = options.clone().create_if_missing(!is_in_memory).connect().await.map_err(unusable)?;
+    // A file of somebody else stays as it is: nothing is set in it before this.
+    look(&mut first).await.map_err(unusable)?.require_ours(path)?;
+    let (pool, keeper) = if is_in_memory {
+        (in_memory().connect_with(options).await.map_err(unusable)?, Some(first))
+    } else {
+        first.close().await.map_err(unusable)?;
+        // Readers do not wait for the writer.
+        let options = options.journal_mode(SqliteJournalMode::Wal);
+        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS);
+        (pool.connect_with(options).await.map_err(unusable)?, None)
+    };
+    let mut connection = pool.acquire().await.map_err(unusable)?;
+    prepare(&mut connection).await.map_err(unusable)?.require_ours(path)?;
+    Ok(Opened { pool, keeper })
+}
+
+/// Whether SQLite takes the text for the path of a file. It opens a file of its own for each connection where there is no path, and
+/// what it likes for an address.
+fn is_path(path: &Path) -> bool {
+    let text = path.as_os_str().as_encoded_bytes();
+    !text.is_empty() && !ADDRESSES.iter().any(|beginning| text.starts_with(beginning.as_bytes()))
+}
+
+/// How a connection is made to what is there: a file that was deleted meanwhile is not replaced by an empty one.
+fn options(path: &Path, is_in_memory: bool) -> Result<SqliteConnectOptions, sqlx::Error> {
     let options = if is_in_memory {
         SqliteConnectOptions::from_str("sqlite::memory:")?
     } else {
-        SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            // Readers do not wait for the writer.
-            .journal_mode(SqliteJournalMode::Wal)
+        SqliteConnectOptions::new().filename(path)
     };
     // An event that is stored survives a failure of power.
-    let options = options.busy_timeout(BUSY_MAX).synchronous(SqliteSynchronous::Full);
-    let pool = if is_in_memory {
-        // What is in memory is gone with its connection.
-        let one = SqlitePoolOptions::new().max_connections(1).min_connections(1);
-        one.idle_timeout(None).max_lifetime(None)
-    } else {
-        SqlitePoolOptions::new().max_connections(CONNECTIONS)
-    };
-    pool.connect_with(options).await
+    Ok(options.busy_timeout(BUSY_MAX).synchronous(SqliteSynchronous::Full))
+}
+
+/// One connection: those to the same memory do not wait for one another as those to a file do.
+fn in_memory() -> SqlitePoolOptions {
+    let one = SqlitePoolOptions::new().max_connections(1).min_connections(1);
+    one.idle_timeout(None).max_lifetime(None)
 }
 
 /// What there is in a file.
 enum Found {
-    /// The tables of this version, perhaps created just now.
+    /// Nothing that is in the way of the tables.
+    Room,
+    /// The tables of this version.
     Ours,
     /// The tables of a version that this program does not know.
     Unknown(i64),
-    /// A table of somebody else, where espd's has to be.
-    Foreign,
+    /// Something of somebody else, where espd's has to be: what.
+    Foreign(String),
 }
 
+impl Found {
+    fn require_ours(self, path: &Path) -> Result<(), SqliteOpenError> {
+        let file = path.display().to_string();
+        match self {
+            Self::Room | Self::Ours => Ok(()),
+            Self::Unknown(version) => Err(SqliteOpenError::Unknown { file, version }),
+            Self::Foreign(what) => Err(SqliteOpenError::Foreign { file, what }),
+        }
+    }
+}
+
+/// Looks without changing anything.
+async fn look(connection: &mut SqliteConnection) -> Result<Found, sqlx::Error> {
+    // Another process may create the tables between two statements.
+    let mut transaction = connection.begin().await?;
+    let found = find(&mut transaction).await?;
+    transaction.rollback().await?;
+    Ok(found)
+}
+
+/// Creates the tables if there is room.
 async fn prepare(connection: &mut SqliteConnection) -> Result<Found, sqlx::Error> {
-    use sqlx::Connection as _;
     // Another process may create the tables at the same moment.
     let mut transaction = connection.begin_with("begin immediate").await?;
+    let found = find(&mut transaction).await?;
+    if let Found::Room = found {
+        sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+    }
+    Ok(found)
+}
+
+async fn find(connection: &mut SqliteConnection) -> Result<Found, sqlx::Error> {
     let version: i64 =
-        sqlx::query_scalar("-- read_version\npragma user_version").fetch_one(&mut *transaction).await?;
-    if version != 0 {
-        return Ok(if version == VERSION { Found::Ours } else { Found::Unknown(version) });
+        sqlx::query_scalar("-- read_version\npragma user_version").fetch_one(&mut *connection).await?;
+    match version {
+        0 => Ok(find_in_the_way(connection).await?.map_or(Found::Room, Found::Foreign)),
+        VERSION if has_events(connection).await? => Ok(Found::Ours),
+        VERSION => {
+            let what =
+                "another program has given it the user_version 1, and it has no table `events` of espd";
+            Ok(Found::Foreign(what.to_owned()))
+        }
+        version => Ok(Found::Unknown(version)),
     }
-    let find = "-- find_events\nselect count(*) from sqlite_schema where name = 'events'";
-    let there: i64 = sqlx::query_scalar(find).fetch_one(&mut *transaction).await?;
-    if there > 0 {
-        return Ok(Found::Foreign);
+}
+
+/// What has a name that a table or an index of espd has to have. Names are the same in capitals.
+async fn find_in_the_way(connection: &mut SqliteConnection) -> Result<Option<String>, sqlx::Error> {
+    let statement = "-- find_taken_names
+        select format('it has %s %s `%s` already, which is not espd''s', iif(type = 'index', 'an', 'a'), type, name)
+        from sqlite_schema where lower(name) in (select value from json_each(?)) order by lower(name) <> 'events', name limit 1";
+    let names = NAMES.map(str::to_owned);
+    sqlx::query_scalar(statement).bind(texts(&names)).fetch_optional(connection).await
+}
+
+/// Whether the table `events` has the columns of espd's.
+async fn has_events(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    let statement = "-- find_columns
+        select count(*) from pragma_table_info('events') where name in (select value from json_each(?))";
+    let columns: Vec<String> = row::columns!().split(", ").map(str::to_owned).collect();
+    let there: i64 = sqlx::query_scalar(statement).bind(texts(&columns)).fetch_one(connection).await?;
+    Ok(usize::try_from(there) == Ok(columns.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_names_that_have_to_be_free_are_those_that_are_made() {
+        let opened = open(Path::new(IN_MEMORY)).await.unwrap();
+        let statement = "select name from sqlite_schema where name not like 'sqlite_%' order by name";
+        let made: Vec<String> = sqlx::query_scalar(statement).fetch_all(&opened.pool).await.unwrap();
+        let mut names = NAMES.to_vec();
+        names.sort_unstable();
+        assert_eq!(made, names);
     }
-    sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
-    transaction.commit().await?;
-    Ok(Found::Ours)
 }
