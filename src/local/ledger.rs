@@ -30,7 +30,8 @@ pub(super) trait Ledger: Debug + Send + Sync {
     /// What is emitted for later, by the time when it is due.
     async fn pending(&self) -> Result<Vec<Pending>, sqlx::Error>;
 
-    /// Appends an event that was emitted for later, and lets go of it, both or neither.
+    /// Appends an event that was emitted for later, and lets go of it, both or neither: unless another program has appended, replaced
+    /// or cancelled it since it was listed.
     async fn append_pending(&self, id: i64, event: NewEvent) -> Result<(), AppendError>;
 
     /// What a processor still has to do for events that are handled.
@@ -143,5 +144,76 @@ impl Pending {
     /// Whether this is the event of a reactor that has the key.
     pub(super) fn has_key(&self, reactor: &str, key: Option<&str>) -> bool {
         self.reactor == reactor && key.is_some() && self.key.as_deref() == key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::LocalStore;
+    use crate::store::MemoryEventStore;
+
+    /// What another program does between the look at what is due and the append, and what is there in the end.
+    async fn append_what_was_listed(store: &LocalStore, meanwhile: Later) -> Vec<NewEvent> {
+        let reactor = "reminders".to_owned();
+        let keep = |event: NewEvent| Later::Keep {
+            reactor: reactor.clone(),
+            event: Box::new(event),
+            key: Some("milk".to_owned()),
+            due_at: Utc::now(),
+        };
+        let key = ProcessorKey::new("reminders", 1);
+        store.ledger.register(&key, Position::START).await.unwrap();
+        emit(store, &key, keep(event("Reminder"))).await;
+        let listed = store.ledger.pending().await.unwrap().remove(0);
+        emit(store, &key, meanwhile).await;
+        store.ledger.append_pending(listed.id, listed.event).await.unwrap();
+        let left = store.ledger.pending().await.unwrap();
+        left.into_iter().map(|pending| pending.event).collect()
+    }
+
+    fn event(event_type: &str) -> NewEvent {
+        NewEvent::new(Uuid::new_v4(), event_type, RawValue::from_string("{}".to_owned()).unwrap())
+    }
+
+    async fn emit(store: &LocalStore, key: &ProcessorKey, later: Later) {
+        let mut unit = store.ledger.open_unit().await.unwrap();
+        unit.emit(Vec::new(), vec![later]).await.unwrap();
+        let commit = Commit {
+            key,
+            from: Position::START,
+            position: Position::START,
+            effects: Vec::new(),
+            dead_letters: Vec::new(),
+            workflow: WorkflowChanges::default(),
+        };
+        assert!(unit.commit(commit).await.unwrap());
+    }
+
+    async fn cancelled_or_replaced_events_are_not_appended(stores: [LocalStore; 2]) {
+        let [store, other] = stores;
+        let (reactor, key) = ("reminders".to_owned(), "milk".to_owned());
+        let cancel = Later::Cancel { reactor: reactor.clone(), key: key.clone() };
+        assert!(append_what_was_listed(&store, cancel).await.is_empty());
+        assert_eq!(store.events.latest_id(None).await.unwrap(), 0);
+
+        let event = Box::new(event("Another"));
+        let replace = Later::Keep { reactor, event, key: Some(key), due_at: Utc::now() };
+        assert_eq!(append_what_was_listed(&other, replace).await[0].event_type, "Another");
+        assert_eq!(other.events.latest_id(None).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_cancelled_or_replaced_in_memory_is_not_appended() {
+        let store = || LocalStore::from(&MemoryEventStore::new());
+        cancelled_or_replaced_events_are_not_appended([store(), store()]).await;
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[tokio::test]
+    async fn what_was_cancelled_or_replaced_in_a_file_is_not_appended() {
+        let store =
+            async || LocalStore::from(&crate::store::SqliteEventStore::open(":memory:").await.unwrap());
+        cancelled_or_replaced_events_are_not_appended([store().await, store().await]).await;
     }
 }

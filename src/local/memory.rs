@@ -107,8 +107,12 @@ impl Ledger for MemoryLedger {
     }
 
     async fn append_pending(&self, id: i64, event: NewEvent) -> Result<(), AppendError> {
+        let mut remembered = self.remembered();
+        let Some(place) = remembered.pending.iter().position(|pending| pending.id == id) else {
+            return Ok(());
+        };
         self.store.append_missing(&[event])?;
-        self.remembered().pending.retain(|pending| pending.id != id);
+        remembered.pending.remove(place);
         Ok(())
     }
 

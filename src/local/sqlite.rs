@@ -67,9 +67,11 @@ impl Ledger for SqliteLedger {
 
     async fn append_pending(&self, id: i64, event: NewEvent) -> Result<(), AppendError> {
         let mut writing = self.store.begin_writing().await?;
+        let query = sqlx::query("-- take_emission\ndelete from espd_emissions where id = ?").bind(id);
+        if query.execute(&mut *writing.transaction).await?.rows_affected() == 0 {
+            return Ok(());
+        }
         self.store.append_missing(&mut writing, &[event]).await?;
-        let query = sqlx::query("-- remove_emission\ndelete from espd_emissions where id = ?").bind(id);
-        query.execute(&mut *writing.transaction).await?;
         writing.commit().await?;
         self.store.notify();
         Ok(())
