@@ -95,7 +95,7 @@ pub use context::{ProjectorContext, ReactorContext};
 pub use error::{EventError, HandlerError};
 pub use folding::{EventSourced, EventSourcedProjector, StateStored, StateStoredProjector};
 pub use handler::{Projector, Reactor};
-pub(crate) use handling::{CarriedOut, NativeHandler, Unreadable};
+pub(crate) use handling::{CarriedOut, NativeHandler, Unreadable, describe_panic};
 pub use registration::Registration;
 pub(crate) use registry::Registry;
 pub(crate) use transaction::{NoPostgres, Transaction};

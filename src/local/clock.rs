@@ -2,6 +2,12 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+/// The last time that the clock may show. What is due later never comes.
+pub(super) const END: DateTime<Utc> = match DateTime::from_timestamp(8_210_266_876_799, 0) {
+    Some(time) => time,
+    None => DateTime::<Utc>::MAX_UTC,
+};
+
 /// The computer's clock, which a test can set forward.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Clock {
@@ -10,8 +16,7 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn now(&self) -> DateTime<Utc> {
-        let now = Utc::now();
-        now.checked_add_signed(self.ahead).unwrap_or(now)
+        Utc::now().checked_add_signed(self.ahead).map_or(END, |now| now.min(END))
     }
 
     /// The time that events are given; `None`: that of the store, because the clock was never set.
@@ -38,5 +43,8 @@ mod tests {
         assert!(clock.now() >= later && clock.time_of_events().is_some());
         clock.set(Utc::now());
         assert!(clock.now() >= later);
+        clock.set(DateTime::<Utc>::MAX_UTC);
+        assert_eq!(clock.now(), END);
+        assert!(END < DateTime::<Utc>::MAX_UTC);
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct LocalProcessor {
     handler: NativeHandler,
     retry: Retry<Option<Position>>,
     bisection: Bisection,
+    /// Whether a step has begun and not come to its end: whoever waits for a drain may give it up.
+    is_at_work: bool,
 }
 
 /// What came of a step.
@@ -52,6 +54,7 @@ impl LocalProcessor {
             key: ProcessorKey::new(&declaration.name, declaration.version),
             retry: Retry::new(declaration.retry),
             bisection: Bisection::new(declaration.batch.size),
+            is_at_work: false,
             declaration,
             handler,
         }
@@ -69,10 +72,27 @@ impl LocalProcessor {
         Ok(store.ledger.register(&self.key, start).await?)
     }
 
-    /// Carries out what is to be done after commits, or handles the next batch.
+    /// Carries out what is to be done after commits, or handles the next batch of the events up to one.
     pub(super) async fn step(
         &mut self,
         store: &LocalStore,
+        upto: Position,
+        upcasts: &[Upcast],
+        clock: Clock,
+    ) -> Result<Step, LocalError> {
+        if std::mem::replace(&mut self.is_at_work, true) {
+            // It may remember what was not committed.
+            self.handler.forget();
+        }
+        let step = self.go_on(store, upto, upcasts, clock).await;
+        self.is_at_work = false;
+        step
+    }
+
+    async fn go_on(
+        &mut self,
+        store: &LocalStore,
+        upto: Position,
         upcasts: &[Upcast],
         clock: Clock,
     ) -> Result<Step, LocalError> {
@@ -80,8 +100,13 @@ impl LocalProcessor {
             return self.carry_out(store).await;
         }
         let Standing { position, parked } = store.ledger.standing(&self.key).await?;
-        let from = position.unwrap_or_default();
-        let head = store.events.latest_id(None).await?;
+        let Some(from) = position else {
+            // Somebody has removed it, to have the processor begin anew.
+            self.handler.forget();
+            self.register(store).await?;
+            return Ok(Step::AGAIN);
+        };
+        let head = store.events.latest_id(None).await?.min(upto);
         if from >= head {
             return Ok(Step::Idle);
         }

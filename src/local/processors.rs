@@ -1,17 +1,20 @@
 //! Several processors on one store, until nothing is left to do.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::FutureExt as _;
 
 use super::LocalStore;
-use super::clock::Clock;
+use super::clock::{self, Clock};
 use super::error::LocalError;
 use super::ledger::{DeadLetter, Pending};
 use super::processor::{LocalProcessor, Step};
 use crate::event::{NewEvent, Position};
+use crate::handlers::native::describe_panic;
 use crate::processing::emission::LaterEmission;
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::store::AppendError;
@@ -82,6 +85,11 @@ impl LocalProcessors {
     /// # Errors
     /// [`LocalError::Failed`] with the first event that could not be handled, once the other processors have nothing left to do.
     pub async fn drain(&mut self) -> Result<Drained, LocalError> {
+        self.drain_events(Position::MAX).await
+    }
+
+    /// As [`Self::drain`], of the events up to one.
+    pub(super) async fn drain_events(&mut self, upto: Position) -> Result<Drained, LocalError> {
         let mut drained = Drained::default();
         let mut failures: BTreeMap<usize, LocalError> = BTreeMap::new();
         let mut first = None;
@@ -91,7 +99,7 @@ impl LocalProcessors {
                 if failures.contains_key(&place) {
                     continue;
                 }
-                match self.step(place, &mut drained).await {
+                match self.step(place, upto, &mut drained).await {
                     Ok(has_gone) => went |= has_gone,
                     Err(error @ LocalError::Failed { .. }) => {
                         first.get_or_insert(place);
@@ -119,7 +127,7 @@ impl LocalProcessors {
     /// As for [`Self::drain`].
     pub async fn advance(&mut self, time: Duration) -> Result<Drained, LocalError> {
         let time = TimeDelta::from_std(time).ok().and_then(|time| self.clock.now().checked_add_signed(time));
-        self.drain_until(time.unwrap_or(DateTime::<Utc>::MAX_UTC)).await
+        self.drain_until(time.unwrap_or(clock::END)).await
     }
 
     /// Sets the clock forward to a time, and drains: see [`Self::advance`].
@@ -127,6 +135,7 @@ impl LocalProcessors {
     /// # Errors
     /// As for [`Self::drain`].
     pub async fn drain_until(&mut self, time: DateTime<Utc>) -> Result<Drained, LocalError> {
+        let time = time.min(clock::END);
         let mut all = self.drain().await?;
         while let Some(due) = self.own_pending().await?.first().map(|next| next.due_at)
             && due <= time
@@ -163,10 +172,20 @@ impl LocalProcessors {
     }
 
     /// Has a processor do one thing. Returns whether there was anything to do.
-    async fn step(&mut self, place: usize, drained: &mut Drained) -> Result<bool, LocalError> {
+    async fn step(
+        &mut self,
+        place: usize,
+        upto: Position,
+        drained: &mut Drained,
+    ) -> Result<bool, LocalError> {
         let processor = &mut self.processors[place];
         let name = processor.key.name.clone();
-        match processor.step(&self.store, &self.upcasts, self.clock).await? {
+        // What a handler is made and dropped by, and its errors say, is the application's as well, and may panic.
+        let step = AssertUnwindSafe(processor.step(&self.store, upto, &self.upcasts, self.clock));
+        let step = step.catch_unwind().await.unwrap_or_else(|panic| {
+            Err(LocalError::failed(&name, Failure::of_processor(describe_panic(panic))))
+        });
+        match step? {
             Step::Idle => Ok(false),
             Step::Went { handled, set_aside } => {
                 drained.note(&name, handled, set_aside);
@@ -198,7 +217,7 @@ impl LocalProcessors {
     }
 
     /// What the processors have emitted for later, by the time when it is due.
-    async fn own_pending(&self) -> Result<Vec<Pending>, LocalError> {
+    pub(super) async fn own_pending(&self) -> Result<Vec<Pending>, LocalError> {
         let mut pending = self.store.ledger.pending().await?;
         pending.retain(|pending| self.processors.iter().any(|own| own.key.name == pending.reactor));
         Ok(pending)
@@ -226,7 +245,7 @@ impl Drained {
     }
 }
 
-fn list(pending: &Pending) -> LaterEmission {
+pub(super) fn list(pending: &Pending) -> LaterEmission {
     LaterEmission {
         reactor: pending.reactor.clone(),
         event_type: pending.event.event_type.clone(),

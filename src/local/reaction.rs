@@ -1,12 +1,15 @@
 //! One reactor and one event, without any database.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use super::error::LocalError;
+use super::processors::list;
 use super::program::LocalProgram;
 use crate::aggregate::testing::difference;
 use crate::event::{AggregateId, Event, EventSet, EventType, NewEvent, Position};
@@ -106,13 +109,16 @@ impl ReactorUnderTest {
         self.effects.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let uuid = event.uuid;
         let appended = store.append(&[event]).await.map_err(|error| LocalError::Store(error.into()))?;
-        let later_before = processors.later().await?;
-        processors.drain().await?;
+        let before: HashSet<Uuid> =
+            processors.own_pending().await?.iter().map(|pending| pending.event.uuid).collect();
         let after = appended.last().map_or(Position::START, |last| last.id);
+        // What it emits is not shown to it.
+        processors.drain_events(after).await?;
         let mut events = store.read_after(after, None, None, i64::MAX).await?;
         events.retain(|event| event.causation_id == Some(uuid));
-        let mut later = processors.later().await?;
-        later.retain(|one| !later_before.contains(one));
+        let mut later = processors.own_pending().await?;
+        later.retain(|pending| !before.contains(&pending.event.uuid));
+        let later = later.iter().map(list).collect();
         let effects = std::mem::take(&mut *self.effects.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(Reaction { events, later, effects })
     }
@@ -234,7 +240,7 @@ fn is_of_command(event: &Event) -> bool {
     }
     #[derive(serde::Deserialize)]
     struct OfEspd {
-        command: Option<uuid::Uuid>,
+        command: Option<Uuid>,
     }
     let metadata: Option<Metadata> = serde_json::from_str(event.metadata.get()).ok();
     metadata.and_then(|metadata| metadata.espd).is_some_and(|espd| espd.command.is_some())

@@ -70,7 +70,7 @@ impl LocalTransaction<'_> {
                 let due_at = match due {
                     Due::AtOnce => now,
                     Due::At(time) => time,
-                    Due::After(delay) => now.checked_add_signed(chrono_delay(delay)).unwrap_or(now),
+                    Due::After(delay) => add(now, delay),
                 };
                 Later::Keep { reactor, event, key, due_at }
             }
@@ -79,9 +79,10 @@ impl LocalTransaction<'_> {
     }
 }
 
-/// A delay of a thousand years at most.
-fn chrono_delay(delay: std::time::Duration) -> chrono::TimeDelta {
-    chrono::TimeDelta::from_std(delay).unwrap_or(chrono::TimeDelta::MAX)
+/// The time after a delay, or the last one that there is.
+fn add(now: DateTime<Utc>, delay: std::time::Duration) -> DateTime<Utc> {
+    let delay = chrono::TimeDelta::from_std(delay).unwrap_or(chrono::TimeDelta::MAX);
+    now.checked_add_signed(delay).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 #[async_trait]

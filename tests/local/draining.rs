@@ -20,6 +20,7 @@ on_each_store! {
     a_reactor_begins_with_what_comes_and_may_begin_elsewhere
     what_is_to_be_done_after_a_commit_is_done_once
     old_events_are_read_as_new_ones
+    the_clock_goes_forward_to_the_end_of_time
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -279,4 +280,19 @@ async fn bodies_are_decoded_and_what_is_emitted_is_encoded() {
     processors.drain().await.unwrap();
     let all = store.read_after(Position::START, None, None, 9).await.unwrap();
     assert_eq!(all[1].body.get(), r#"{"title":"milk"}"#);
+}
+
+async fn the_clock_goes_forward_to_the_end_of_time(store: TestStore) {
+    let program = reminding(LocalProgram::new(), |event, reminder, context| {
+        context.emit_after(DAY, None, &event.aggregate_id, &reminder)
+    });
+    let mut processors = store.start(program).await;
+    processors.advance(DAY).await.unwrap();
+    let before = processors.now();
+    processors.advance(Duration::MAX).await.unwrap();
+    assert!(processors.now() > before + Duration::from_secs(1_000 * 365 * 86_400));
+    // What would come after that never comes.
+    store.add(&["milk"]).await;
+    let drained = processors.advance(Duration::MAX).await.unwrap();
+    assert_eq!((drained.position, drained.later.len()), (1.into(), 1));
 }

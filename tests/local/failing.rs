@@ -15,6 +15,7 @@ on_each_store! {
     a_conflict_of_an_emission_is_a_failure_of_its_event
     an_emission_that_is_not_declared_is_a_failure_of_its_event
     a_panic_is_a_failure_of_its_event
+    a_panic_around_the_handler_is_a_failure_of_its_processor
 }
 
 /// A projector that notes titles and fails at `bad` ones.
@@ -153,4 +154,67 @@ async fn a_panic_is_a_failure_of_its_event(store: TestStore) {
     store.add(&["milk"]).await;
     let (_, event, reason) = failed(processors.drain().await.unwrap_err());
     assert_eq!((event, reason.as_str()), (1, "the handler has panicked: not today"));
+}
+
+/// What panics where it is dropped, or written, unless that is what is going on already.
+#[derive(Debug)]
+struct Bad;
+
+impl Drop for Bad {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "it is dropped");
+    }
+}
+
+impl std::fmt::Display for Bad {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("it is written")
+    }
+}
+
+impl std::error::Error for Bad {}
+
+async fn a_panic_around_the_handler_is_a_failure_of_its_processor(store: TestStore) {
+    let registration = |name: &str| Registration::reactor(name).handles::<TodoAdded>();
+    let program = LocalProgram::new()
+        .reactor(registration("error"), || {
+            OnEvent(|_: &Delivery, _: &mut ReactorContext<'_>| Err(Box::new(Bad).into()))
+        })
+        .reactor(registration("made"), || -> OnEvent<fn(&Delivery, &mut ReactorContext<'_>) -> _> {
+            panic!("it is made")
+        })
+        .reactor(registration("payload"), || {
+            OnEvent(|_: &Delivery, _: &mut ReactorContext<'_>| std::panic::panic_any(Bad))
+        });
+    let (drop_at_first, notes) = (std::sync::atomic::AtomicBool::new(true), Notes::default());
+    let program = program.projector(registration_of_dropped(), move || Dropped {
+        bad: drop_at_first.swap(false, std::sync::atomic::Ordering::Relaxed).then(|| Bad),
+    });
+    let mut processors = store.start(noting(program, "zealous", &notes)).await;
+    store.add(&["milk"]).await;
+    for _ in 0..2 {
+        let LocalError::Failed { processor, reason, .. } = processors.drain().await.unwrap_err() else {
+            panic!("another error")
+        };
+        assert!(["dropped", "error", "made", "payload"].contains(&processor.as_str()), "{processor}");
+        assert!(reason.starts_with("the handler has panicked: "), "{reason}");
+    }
+    assert_eq!(notes.take(), ["zealous milk"]);
+    assert_eq!(processors.position("dropped").await.unwrap(), Some(1.into()));
+}
+
+fn registration_of_dropped() -> Registration {
+    Registration::projector("dropped").handles::<TodoAdded>()
+}
+
+/// Fails once, so that it is dropped.
+struct Dropped {
+    bad: Option<Bad>,
+}
+
+#[async_trait]
+impl Projector for Dropped {
+    async fn project(&mut self, _: &[Delivery], _: &mut ProjectorContext<'_>) -> Result<(), HandlerError> {
+        if self.bad.is_some() { Err("bad".into()) } else { Ok(()) }
+    }
 }

@@ -83,3 +83,45 @@ async fn the_error_of_a_reactor_names_the_event() {
     assert!(matches!(failed, LocalError::Failed { .. }));
     assert_eq!(failed.to_string(), "praising: event 1 (TodoAdded): that is wrong");
 }
+
+/// Praises its own praise, and reminds at a time that is always the same.
+struct Vain;
+
+#[async_trait]
+impl Reactor for Vain {
+    async fn react(
+        &mut self,
+        event: &Delivery,
+        context: &mut ReactorContext<'_>,
+    ) -> Result<(), HandlerError> {
+        let later = chrono::DateTime::<chrono::Utc>::MAX_UTC;
+        context.emit_at(
+            later,
+            Some("later"),
+            &event.aggregate_id,
+            &Praised { title: "later".into(), seen: 0 },
+        )?;
+        context.after_commit(&Mail { about: event.event_type.clone() })?;
+        context.emit(&event.aggregate_id, &Praised { title: "once".into(), seen: 1 })
+    }
+
+    async fn after_commit(&mut self, _: &Effect) -> Result<(), HandlerError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_reactor_is_shown_one_event_and_not_what_it_emits() {
+    let vain = Registration::reactor("vain").handles::<TodoAdded>().emits::<Praised>().after_commit();
+    let both = vain.clone().handles::<Praised>();
+    let reaction = testing::reactor(both, || Vain).when(added("milk")).await.unwrap();
+    assert_eq!(reaction.later().len(), 1);
+    reaction
+        .then_emitted([Praised { title: "once".into(), seen: 1 }])
+        .then_effects([Mail { about: "TodoAdded".into() }]);
+    // The same again, in the place of what was emitted for later before.
+    let aggregate = Uuid::new_v4();
+    let todo = || NewEvent::of(aggregate, &TodoAdded { title: "milk".into() }).unwrap();
+    let reaction = testing::reactor(vain, || Vain).given([todo()]).when(todo()).await.unwrap();
+    assert_eq!(reaction.later().len(), 1);
+}

@@ -1,5 +1,6 @@
 //! Hands events to a registered handler, whatever store they come from and wherever it commits.
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -391,10 +392,17 @@ async fn catch_panic(work: impl Future<Output = Result<(), HandlerError>>) -> Re
     match AssertUnwindSafe(work).catch_unwind().await {
         Ok(outcome) => outcome,
         Err(panic) if panic.is::<NoPostgres>() => Err(Box::new(NoPostgres)),
-        Err(panic) => {
-            let said = panic.downcast_ref::<&str>().map(ToString::to_string);
-            let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
-            Err(format!("the handler has panicked: {}", said.as_deref().unwrap_or("?")).into())
-        }
+        Err(panic) => Err(describe_panic(panic).into()),
     }
+}
+
+/// What a handler has said when it panicked.
+pub(crate) fn describe_panic(panic: Box<dyn Any + Send>) -> String {
+    let said = panic.downcast_ref::<&str>().map(ToString::to_string);
+    let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+    if said.is_none() {
+        // To drop what is anything may panic again.
+        std::mem::forget(panic);
+    }
+    format!("the handler has panicked: {}", said.as_deref().unwrap_or("?"))
 }
