@@ -39,9 +39,14 @@ use super::command_id::CommandId;
 pub use stream::{Stream, stream};
 
 use super::{Aggregate, Context, Decide};
-use crate::event::{AggregateId, Version};
+use crate::event::{AggregateId, Event, EventSet, NewEvent, Position, Version};
+use crate::store::check_json;
 
 /// What has happened to an aggregate before the test.
+///
+/// # Panics
+/// An event cannot be stored.
+#[track_caller]
 pub fn given<A: Aggregate>(events: impl IntoIterator<Item = A::Event>) -> Given<A> {
     let given = Given {
         state: A::default(),
@@ -67,11 +72,15 @@ pub struct Given<A> {
 }
 
 impl<A: Aggregate> Given<A> {
-    /// What has happened besides.
+    /// What has happened besides. The aggregate gets to see what would be read from a store.
+    ///
+    /// # Panics
+    /// An event cannot be stored.
     #[must_use]
+    #[track_caller]
     pub fn and(mut self, events: impl IntoIterator<Item = A::Event>) -> Self {
         for event in events {
-            self.state.evolve(&event);
+            self.state.evolve(&read_again(&event, to_new(&event)));
             self.version = self.version.next();
         }
         self
@@ -136,12 +145,15 @@ where
     /// Expects these events, in this order.
     ///
     /// # Panics
-    /// There are others; the message shows which differ.
+    /// There are others; the message shows which differ. Or one of them cannot be stored, or not whole.
     #[track_caller]
     pub fn then(self, expected: impl IntoIterator<Item = A::Event>) -> Given<A> {
         let expected: Vec<A::Event> = expected.into_iter().collect();
         match self.decided {
-            Ok(events) if events == expected => self.given.and(events),
+            Ok(events) if events == expected => {
+                events.iter().for_each(require_kept);
+                self.given.and(events)
+            }
             Ok(events) => panic!("other events than expected:\n{}", difference(&expected, &events)),
             Err(refusal) => panic!("refused: {refusal:?}\nexpected:\n{}", difference(&expected, &[])),
         }
@@ -189,6 +201,7 @@ where
     pub fn then_state(self, look: impl FnOnce(&A)) -> Given<A> {
         match self.decided {
             Ok(events) => {
+                events.iter().for_each(require_kept);
                 let given = self.given.and(events);
                 look(&given.state);
                 given
@@ -204,6 +217,53 @@ where
     pub fn into_result(self) -> Result<Vec<A::Event>, R> {
         self.decided
     }
+}
+
+/// The event as a store would get it.
+#[track_caller]
+fn to_new<E: EventSet>(event: &E) -> NewEvent {
+    let new = event.to_new(Uuid::nil().into());
+    let new = new.unwrap_or_else(|error| panic!("an event cannot be stored: {error}"));
+    check_json(&new).unwrap_or_else(|error| panic!("{} cannot be stored: {error}", new.event_type));
+    new
+}
+
+/// The event as a store would have it read.
+#[track_caller]
+fn read_again<E: EventSet + Clone>(event: &E, stored: NewEvent) -> E {
+    let NewEvent { uuid, aggregate_id, event_type, body, metadata, correlation_id, causation_id, .. } =
+        stored;
+    let (id, version, created_at) = (Position::new(1), Version::FIRST, DateTime::<Utc>::UNIX_EPOCH.into());
+    let stored = Event {
+        id,
+        uuid,
+        aggregate_id,
+        event_type,
+        version,
+        body,
+        metadata,
+        correlation_id,
+        causation_id,
+        created_at,
+    };
+    match E::read(&stored) {
+        Ok(read) => read.unwrap_or_else(|| event.clone()),
+        Err(error) => panic!("{} cannot be read again: {error}", stored.event_type),
+    }
+}
+
+/// Refuses an event that has something which is not stored. One that is written otherwise when it was read, as a number with
+/// many digits may be, is meant to be that.
+#[track_caller]
+fn require_kept<E: EventSet + Clone + Debug + PartialEq>(event: &E) {
+    let stored = to_new(event);
+    let read = read_again(event, stored.clone());
+    let is_written_alike = || to_new(&read).body.get() == stored.body.get();
+    assert!(
+        read == *event || !is_written_alike(),
+        "an event is another one when it is read again:\n{}",
+        difference(std::slice::from_ref(event), std::slice::from_ref(&read))
+    );
 }
 
 /// The two lists side by side, one line for each event: `-` what was expected and is not there, `+` what is there instead.
@@ -225,6 +285,64 @@ pub(crate) fn difference<E: Debug + PartialEq>(expected: &[E], actual: &[E]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Noted {
+        text: String,
+        #[serde(skip)]
+        draft: u8,
+        share: f64,
+        by_bytes: std::collections::BTreeMap<Vec<u8>, u8>,
+    }
+    crate::event_type!(Noted);
+    crate::event_set! { enum NoteEvent { Noted(Noted) } }
+
+    #[derive(Debug, Clone, Default)]
+    struct Notes(Vec<f64>);
+
+    impl Aggregate for Notes {
+        type Event = NoteEvent;
+
+        fn evolve(&mut self, NoteEvent::Noted(noted): &NoteEvent) {
+            self.0.push(noted.share);
+        }
+    }
+
+    fn noted() -> Noted {
+        Noted { text: "a".to_owned(), draft: 0, share: 1.0 / 3.0, by_bytes: [].into() }
+    }
+
+    fn decide(noted: Noted) -> Given<Notes> {
+        let events = || vec![NoteEvent::Noted(noted.clone())];
+        given::<Notes>([]).when_deciding(|_, _| Ok::<_, ()>(events())).then(events())
+    }
+
+    #[test]
+    fn what_can_be_stored_passes() {
+        assert_eq!(decide(noted()).state().0.len(), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "an event cannot be stored: key must be a string")]
+    fn an_event_that_cannot_be_written_is_told() {
+        drop(decide(Noted { by_bytes: [(vec![1], 1)].into(), ..noted() }));
+    }
+
+    #[test]
+    #[should_panic(
+        expected = "an event is another one when it is read again:\n- 1 Noted(Noted { text: \"a\", draft: 7"
+    )]
+    fn an_event_that_is_not_stored_whole_is_told() {
+        drop(decide(Noted { draft: 7, ..noted() }));
+    }
+
+    #[test]
+    #[should_panic(
+        expected = "Noted cannot be stored: the store cannot keep it: it contains a NUL character"
+    )]
+    fn an_event_with_a_text_that_no_store_keeps_is_told() {
+        drop(given::<Notes>([NoteEvent::Noted(Noted { text: "\0".to_owned(), ..noted() })]));
+    }
 
     #[test]
     fn a_difference_shows_what_is_missing_and_what_is_there_instead() {
