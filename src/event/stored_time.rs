@@ -55,6 +55,12 @@ impl StoredTime {
             .map_or(Self::NEGATIVE_INFINITY, Self::from)
     }
 
+    /// The moment, or the first one that PostgreSQL has in the place of an earlier one.
+    pub(crate) fn at_least_first(time: DateTime<Utc>) -> Self {
+        let micros = time.timestamp_micros().max(FIRST_MICROS);
+        Self(micros - EPOCH_MICROS)
+    }
+
     /// A moment given as PostgreSQL's binary format has it: microseconds since 1 January 2000.
     const fn of_micros(micros: i64) -> Self {
         Self(micros)

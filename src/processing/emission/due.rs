@@ -39,7 +39,9 @@ impl Due {
     pub(super) fn expression(self) -> String {
         match self {
             Self::AtOnce => "clock_timestamp()".to_owned(),
-            Self::At(time) => format!("{}::timestamptz", quote_literal(&StoredTime::from(time).to_string())),
+            Self::At(time) => {
+                format!("{}::timestamptz", quote_literal(&StoredTime::at_least_first(time).to_string()))
+            }
             Self::After(delay) => format!("clock_timestamp() + {}", interval(delay)),
         }
     }
@@ -66,6 +68,8 @@ mod tests {
         let delay = Due::After(Duration::from_millis(1_500));
         assert_eq!(delay.expression(), "clock_timestamp() + '0 minutes 1500000 microseconds'::interval");
         let far = DateTime::from_timestamp(253_402_300_800, 0).unwrap();
+        let first = Due::At(DateTime::<Utc>::MIN_UTC).expression();
+        assert_eq!(first, "'4714-11-24T00:00:00+00:00 BC'::timestamptz");
         assert_eq!(Due::At(far).expression(), "'10000-01-01T00:00:00+00:00'::timestamptz");
     }
 }

@@ -14,6 +14,7 @@ use super::{PostgresEventStore, connection, refusal};
 use crate::event::{AggregateId, NewEvent, StoredTime, Version};
 use crate::postgres::literal::{INTERVAL_MAX, interval};
 use crate::postgres::quote::quote_literal;
+use crate::store::normalized::refuse_repeated_uuids;
 use crate::store::{AppendError, validity};
 
 /// When events are to be appended, by the clock of the database.
@@ -114,6 +115,7 @@ impl PostgresEventStore {
         let function = &self.statements.append()?.append.append_at;
         let events = &*self.codec.encode_all(events).await?;
         validity::check(events)?;
+        refuse_repeated_uuids(events)?;
         validity::refuse_tags(events, "what is appended later")?;
         let time = match time {
             AppendTime::At(time) => {
@@ -159,7 +161,7 @@ impl PostgresEventStore {
         let statement =
             format!("-- cancel_scheduled\nselect {}($1)", self.statements.append()?.append.cancel_scheduled);
         let query = sqlx::query_scalar(sql(statement)).persistent(false).bind(key);
-        Ok(query.fetch_one(connection).await?)
+        query.fetch_one(connection).await.map_err(|error| refusal::translate(error, &[]))
     }
 
     /// Appends scheduled events that are due, a hundred at most, and returns how many. A program without espd's daemon calls
