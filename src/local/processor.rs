@@ -96,8 +96,11 @@ impl LocalProcessor {
         upcasts: &[Upcast],
         clock: Clock,
     ) -> Result<Step, LocalError> {
-        if self.handler.abilities.acts_after_commit && store.ledger.has_effects(&self.key.name).await? {
-            return self.carry_out(store).await;
+        if self.handler.abilities.acts_after_commit
+            && store.ledger.has_effects(&self.key.name).await?
+            && let Some(step) = self.carry_out(store).await?
+        {
+            return Ok(step);
         }
         let Standing { position, parked } = store.ledger.standing(&self.key).await?;
         let Some(from) = position else {
@@ -135,11 +138,12 @@ impl LocalProcessor {
         }
     }
 
-    async fn carry_out(&mut self, store: &LocalStore) -> Result<Step, LocalError> {
+    /// Carries out what is to be done after commits; `None`: another program does.
+    async fn carry_out(&mut self, store: &LocalStore) -> Result<Option<Step>, LocalError> {
         let name = self.key.name.clone();
         let mut queue = store.ledger.effects(&name);
         match self.handler.carry_out(queue.as_mut(), self.declaration.batch.time).await {
-            Ok(CarriedOut { failure: None, .. }) => Ok(Step::AGAIN),
+            Ok(CarriedOut { failure: None, count, .. }) => Ok((count > 0).then_some(Step::AGAIN)),
             Ok(CarriedOut { failure: Some(failure), .. }) => Err(LocalError::failed(&name, failure)),
             Err(ProcessorError::Database(error)) => Err(error.into()),
             Err(error) => Err(LocalError::failed(&name, Failure::of_processor(error.to_string()))),

@@ -104,6 +104,10 @@ impl ReactorUnderTest {
         let mut processors = self.program.start(&store).await?;
         let given = self.given.into_iter().collect::<Result<Vec<_>, _>>();
         let given = given.map_err(|error| LocalError::Store(error.into()))?;
+        if given.iter().any(|given| given.uuid == event.uuid) {
+            let fault = "the event of `when` is one of those that were given: make another, which has a uuid of its own";
+            return Err(LocalError::Unfit { faults: vec![fault.to_owned()] });
+        }
         store.append(&given).await.map_err(|error| LocalError::Store(error.into()))?;
         processors.drain().await?;
         self.effects.lock().unwrap_or_else(PoisonError::into_inner).clear();

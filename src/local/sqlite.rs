@@ -1,5 +1,6 @@
 //! The ledger in the file of a SQLite store: a program that is started again goes on where it was.
 
+mod effects;
 mod workflow;
 
 use async_trait::async_trait;
@@ -7,9 +8,11 @@ use serde_json::value::RawValue;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
+use effects::SqliteEffects;
+
 use super::ledger::{Commit, DeadLetter, Later, Ledger, Pending, Standing, Unit};
 use crate::event::{NewEvent, Position};
-use crate::processing::effects::{Effect, EffectQueue, NewEffect};
+use crate::processing::effects::{EffectQueue, NewEffect};
 use crate::processing::tracker::ProcessorKey;
 use crate::processing::workflow::{Step, WorkflowInstance};
 use crate::store::AppendError;
@@ -78,7 +81,7 @@ impl Ledger for SqliteLedger {
     }
 
     fn effects<'l>(&'l self, processor: &'l str) -> Box<dyn EffectQueue + 'l> {
-        Box::new(SqliteEffects { store: &self.store, processor })
+        Box::new(SqliteEffects::new(&self.store, processor))
     }
 
     async fn load_instance(
@@ -275,45 +278,4 @@ async fn record_dead_letter(
         .bind(reason)
         .bind(blocks);
     query.execute(connection).await.map(drop)
-}
-
-struct SqliteEffects<'l> {
-    store: &'l SqliteEventStore,
-    processor: &'l str,
-}
-
-#[async_trait]
-impl EffectQueue for SqliteEffects<'_> {
-    async fn next(&mut self, done: Option<i64>) -> Result<Option<Effect>, sqlx::Error> {
-        let mut writing = self.store.begin_writing().await?;
-        let connection = &mut *writing.transaction;
-        let query = sqlx::query("-- remove_effect\ndelete from espd_effects where id = ?").bind(done);
-        query.execute(&mut *connection).await?;
-        let statement = "-- begin_effect
-            update espd_effects set attempts = attempts + 1
-            where id = (select min(id) from espd_effects where processor = ?)
-            returning id, event_id, event_uuid, event_type, payload, attempts";
-        let query = sqlx::query(statement).bind(self.processor);
-        let next = query.fetch_optional(&mut *connection).await?.map(|found| effect(&found)).transpose()?;
-        writing.commit().await?;
-        Ok(next)
-    }
-
-    async fn remove(&mut self, id: i64) -> Result<(), sqlx::Error> {
-        let mut writing = self.store.begin_writing().await?;
-        let query = sqlx::query("-- remove_effect\ndelete from espd_effects where id = ?").bind(id);
-        query.execute(&mut *writing.transaction).await?;
-        writing.commit().await
-    }
-}
-
-fn effect(found: &SqliteRow) -> Result<Effect, sqlx::Error> {
-    Ok(Effect {
-        id: found.try_get("id")?,
-        event_id: Position::new(found.try_get("event_id")?),
-        event_uuid: row::uuid(found, "event_uuid")?.unwrap_or_default(),
-        event_type: found.try_get("event_type")?,
-        payload: row::json(found, "payload")?,
-        attempt: found.try_get("attempts")?,
-    })
 }

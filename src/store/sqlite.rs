@@ -6,7 +6,7 @@ mod following;
 mod opening;
 pub(crate) mod row;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -68,6 +68,8 @@ struct Shared {
     _keeper: Option<SqliteConnection>,
     /// The file, as messages name it.
     file: String,
+    /// Where the file is; `None`: the store is in memory.
+    path: Option<PathBuf>,
     /// Held by the one who writes.
     writer: Arc<Mutex<()>>,
     /// Marked as changed by what this process has written: a reason to look.
@@ -88,10 +90,12 @@ impl SqliteEventStore {
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, SqliteOpenError> {
         let path = path.as_ref();
         let opening::Opened { pool, keeper } = opening::open(path).await?;
+        let is_in_memory = keeper.is_some();
         let shared = Shared {
             pool,
             _keeper: keeper,
             file: path.display().to_string(),
+            path: (!is_in_memory).then(|| path.to_owned()),
             writer: Arc::default(),
             written: watch::Sender::default(),
         };
@@ -121,6 +125,11 @@ impl SqliteEventStore {
     pub fn subscribe(&self, event_types: Option<&[String]>, after: Option<Position>) -> EventStream {
         let store = self.clone();
         EventStream::new(self.clone(), move || following::watch(&store), event_types, after)
+    }
+
+    /// Where the file is; `None`: the store is in memory.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.shared.path.as_deref()
     }
 
     /// The same store, whose bodies are those that are stored, and which calls no hook.

@@ -125,3 +125,13 @@ async fn a_reactor_is_shown_one_event_and_not_what_it_emits() {
     let reaction = testing::reactor(vain, || Vain).given([todo()]).when(todo()).await.unwrap();
     assert_eq!(reaction.later().len(), 1);
 }
+
+#[tokio::test]
+async fn the_event_that_was_given_is_no_other_that_is_shown() {
+    let event = added("milk");
+    let unfit = praising().given([event.clone()]).when(event).await.unwrap_err();
+    assert!(
+        matches!(&unfit, LocalError::Unfit { .. }) && unfit.to_string().contains("make another"),
+        "{unfit}"
+    );
+}

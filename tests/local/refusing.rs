@@ -4,7 +4,7 @@ use espd::prelude::*;
 use espd::store::Upcast;
 use espd::testing::LocalProgram;
 
-use crate::scenario::{Notes, TestStore, TodoAdded, noting, on_each_store};
+use crate::scenario::{Notes, OnTitle, TestStore, TodoAdded, noting, on_each_store};
 
 on_each_store! {
     a_projector_that_wants_a_connection_is_told_where_there_is_one
@@ -92,4 +92,13 @@ async fn a_configuration_with_sql_is_refused_by_name_unless_others_are_chosen() 
     let some = program().locally_with(&config).unwrap().only(["titles"]);
     some.start(&store).await.unwrap().drain().await.unwrap();
     program().locally().start(&store).await.unwrap().drain().await.unwrap();
+}
+
+#[tokio::test]
+async fn settings_that_no_daemon_takes_are_refused() {
+    let second = std::time::Duration::from_secs(1);
+    let registration = Registration::projector("a").version(-1).retry_delays(9 * second, second);
+    let program = LocalProgram::new().projector(registration, || OnTitle(|_: &str| Ok(())));
+    let refused = program.start(&MemoryEventStore::new()).await.unwrap_err().to_string();
+    assert!(refused.contains("`version` is -1") && refused.contains("`retry_delays` is 9s"), "{refused}");
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use espd::native::Effect;
 use espd::prelude::*;
 use espd::store::{SqliteEventStore, SqliteOpenError, conformance};
 use espd::testing::LocalProgram;
@@ -344,4 +345,61 @@ async fn a_handler_remembers_nothing_of_a_drain_that_was_given_up() {
     writing.rollback().await.unwrap();
     processors.drain().await.unwrap();
     assert_eq!(notes.take(), ["1"]);
+}
+
+/// Does what is to be done once a test says so.
+struct Mailing {
+    notes: Notes,
+    may_go_on: Arc<tokio::sync::Semaphore>,
+}
+
+#[async_trait]
+impl Reactor for Mailing {
+    async fn react(&mut self, _: &Delivery, context: &mut ReactorContext<'_>) -> Result<(), HandlerError> {
+        context.after_commit(&"mail")
+    }
+
+    async fn after_commit(&mut self, effect: &Effect) -> Result<(), HandlerError> {
+        self.notes.add(format!("{} begins", effect.event_id));
+        self.may_go_on.acquire().await?.forget();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn of_many_programs_one_does_what_is_to_be_done_after_a_commit() {
+    let (store, folder) = store().await;
+    let (notes, may_go_on) = (Notes::default(), Arc::new(tokio::sync::Semaphore::new(0)));
+    let program = || {
+        let (notes, may_go_on) = (notes.clone(), Arc::clone(&may_go_on));
+        let registration = Registration::reactor("mails").handles::<TodoAdded>().after_commit();
+        LocalProgram::new().reactor(registration, move || Mailing {
+            notes: notes.clone(),
+            may_go_on: Arc::clone(&may_go_on),
+        })
+    };
+    let mut one = program().start(&store).await.unwrap();
+    let mut other = program().start(&open(&folder).await).await.unwrap();
+    store.append(&[todo("milk")]).await.unwrap();
+    {
+        let mut working = std::pin::pin!(one.drain());
+        let mut begun = Vec::new();
+        while begun.is_empty() {
+            assert!(tokio::time::timeout(Duration::from_millis(10), &mut working).await.is_err());
+            begun = notes.take();
+        }
+        assert_eq!(begun, ["1 begins"]);
+        // The other one handles events meanwhile, and does not wait for what the first one does.
+        store.append(&[todo("bread")]).await.unwrap();
+        let drained = tokio::time::timeout(LONG, other.drain()).await.expect("it ends").unwrap();
+        assert_eq!((drained.handled["mails"], notes.take().len()), (1, 0));
+        may_go_on.add_permits(1);
+        while notes.take() != ["2 begins"] {
+            assert!(tokio::time::timeout(Duration::from_millis(10), &mut working).await.is_err());
+        }
+    }
+    // The first one has given up in the middle, so the other does it.
+    may_go_on.add_permits(1);
+    other.drain().await.unwrap();
+    assert_eq!(notes.take(), ["2 begins"]);
 }

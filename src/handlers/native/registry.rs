@@ -12,7 +12,7 @@ use super::handler::{Projector, Reactor};
 use super::handling::{Abilities, HandlerFactory, NativeHandler};
 use super::processor::NativeProcessor;
 use super::registration::Registration;
-use super::settings::find_faults;
+use super::settings::{find_faults, outside};
 use crate::postgres::connector::Connector;
 use crate::postgres::name::is_name;
 use crate::process::executable::own_fingerprint;
@@ -134,6 +134,8 @@ impl Registry {
             self.faults
                 .push(format!("{name} is a reactor, which is never rebuilt: its effects cannot be undone"));
         }
+        let version = outside("version", Some(declaration.version), 1..=i32::MAX);
+        self.faults.extend(version.map(|fault| format!("{name}: {fault}")));
         if !is_name(&name) {
             let rule = "up to 48 of a-z, 0-9 and _, beginning with a letter or _";
             self.faults.push(format!("{name:?} is not a name for a processor: {rule}"));
@@ -263,6 +265,7 @@ mod tests {
         assert_eq!(faults(vec![Registration::projector("a"), Registration::projector("b")]), [""; 0]);
         for (registrations, words) in [
             (vec![Registration::projector("2a")], "not a name"),
+            (vec![Registration::projector("a").version(0)], "a: `version` is 0, and may be 1 to"),
             (vec![Registration::projector("a"), Registration::projector("a")], "two processors called a"),
             (vec![Registration::reactor("a")], "a is declared as a reactor"),
         ] {

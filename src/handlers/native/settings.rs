@@ -133,6 +133,10 @@ pub(super) fn find_faults(settings: &ProcessorSettings) -> Vec<String> {
         retry,
         ..
     } = settings;
+    let swapped = retry.initial.zip(retry.max).filter(|(initial, max)| initial > max);
+    let swapped = swapped.map(|(initial, max)| {
+        format!("the first delay of `retry_delays` is {initial:?}, and the longest is {max:?}")
+    });
     let attempts = retry.max_attempts.map(i64::from);
     let faults = [
         outside("batch_size", *batch_size, 1..=100_000),
@@ -145,6 +149,7 @@ pub(super) fn find_faults(settings: &ProcessorSettings) -> Vec<String> {
         outside("retry_delays", retry.max, Duration::from_millis(1)..=DAY),
         outside("retry_jitter", retry.jitter, 0.0..=1.0),
         outside("max_attempts", attempts, 1..=i64::from(i32::MAX)),
+        swapped,
     ];
     let delays = retry.initial.zip(retry.max).filter(|(first, longest)| first > longest);
     let delays = delays.map(|(first, longest)| {
@@ -153,7 +158,7 @@ pub(super) fn find_faults(settings: &ProcessorSettings) -> Vec<String> {
     faults.into_iter().flatten().chain(delays).collect()
 }
 
-fn outside<T: PartialOrd + std::fmt::Debug>(
+pub(super) fn outside<T: PartialOrd + std::fmt::Debug>(
     name: &str,
     value: Option<T>,
     range: RangeInclusive<T>,
@@ -166,6 +171,8 @@ fn outside<T: PartialOrd + std::fmt::Debug>(
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn what_is_out_of_range_is_a_fault() {
         let faults = |registration: Registration| find_faults(&registration.settings);
@@ -174,6 +181,8 @@ mod tests {
         let wrong = Registration::projector("a").batch_size(0).retry_jitter(1.5).max_attempts(0);
         let wrong = faults(wrong.retry_delays(Duration::ZERO, DAY));
         assert_eq!(wrong.len(), 4, "{wrong:?}");
+        let swapped = faults(Registration::projector("a").retry_delays(9 * SECOND, SECOND));
+        assert_eq!(swapped, ["the first delay of `retry_delays` is 9s, and the longest is 1s"]);
         assert_eq!(wrong[0], "`batch_size` is 0, and may be 1 to 100000");
         let seconds = Duration::from_secs;
         let wrong = faults(Registration::projector("a").retry_delays(seconds(9), seconds(1)));

@@ -35,7 +35,9 @@ pub(super) fn explain(file: &str, answer: sqlx::Error) -> sqlx::Error {
     let code = primary_code(&answer);
     let is_gone = code == Some(CANNOT_OPEN) && !Path::new(file).exists();
     let advice = match code {
-        Some(BUSY) => "another program has been writing for too long: end it, and try again",
+        Some(BUSY) => {
+            "another transaction, of this program or another, has been writing for too long: end it, and try again"
+        }
         Some(READ_ONLY) => "it may be read only: look at its rights, and those of its folder",
         Some(FULL) => "the disk is full",
         Some(DAMAGED | NO_FILE_OF_SQLITE) => "the file is damaged: restore a copy",
@@ -95,7 +97,7 @@ mod tests {
 
         sqlx::raw_sql("pragma query_only = false; begin immediate").execute(&mut one).await.unwrap();
         let busy = refusal(&mut other, "insert into t values (2)").await;
-        assert!(!is_final(&busy) && busy.to_string().contains("another program has been writing"));
+        assert!(!is_final(&busy) && busy.to_string().contains("another transaction"));
         std::fs::remove_file(file).unwrap();
     }
 }
