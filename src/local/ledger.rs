@@ -47,9 +47,13 @@ pub(super) trait Ledger: Debug + Send + Sync {
     /// The result of a step of a workflow, if it was done.
     async fn find_step(&self, workflow: &str, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error>;
 
-    /// Records the result of a step at once, unless one is recorded.
-    async fn record_step(&self, workflow: &str, step: Step<'_>, result: &RawValue)
-    -> Result<(), sqlx::Error>;
+    /// Records the result of a step at once, unless one is recorded. Returns what is recorded.
+    async fn record_step(
+        &self,
+        workflow: &str,
+        step: Step<'_>,
+        result: &RawValue,
+    ) -> Result<Box<RawValue>, sqlx::Error>;
 
     /// Whether that is anything.
     async fn has_effects(&self, processor: &str) -> Result<bool, sqlx::Error>;
@@ -201,6 +205,29 @@ mod tests {
         let replace = Later::Keep { reactor, event, key: Some(key), due_at: Utc::now() };
         assert_eq!(append_what_was_listed(&other, replace).await[0].event_type, "Another");
         assert_eq!(other.events.latest_id(None).await.unwrap(), 0);
+    }
+
+    async fn the_first_result_of_a_step_counts(store: LocalStore) {
+        let key = ProcessorKey::new("shipping", 1);
+        store.ledger.register(&key, Position::START).await.unwrap();
+        let step = Step { instance: "order", event_uuid: Uuid::nil(), name: "pay" };
+        for result in ["1", "2"] {
+            let result = RawValue::from_string(result.to_owned()).unwrap();
+            let recorded = store.ledger.record_step("shipping", step, &result).await.unwrap();
+            assert_eq!(recorded.get(), "1");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_result_of_a_step_in_memory_counts() {
+        the_first_result_of_a_step_counts(LocalStore::from(&MemoryEventStore::new())).await;
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[tokio::test]
+    async fn the_first_result_of_a_step_in_a_file_counts() {
+        let store = crate::store::SqliteEventStore::open(":memory:").await.unwrap();
+        the_first_result_of_a_step_counts(LocalStore::from(&store)).await;
     }
 
     #[tokio::test]

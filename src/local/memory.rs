@@ -138,10 +138,10 @@ impl Ledger for MemoryLedger {
         workflow: &str,
         step: Step<'_>,
         result: &RawValue,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Box<RawValue>, sqlx::Error> {
         let mut remembered = self.remembered();
-        remembered.steps.entry(step_key(workflow, step)).or_insert_with(|| result.to_owned());
-        Ok(())
+        let recorded = remembered.steps.entry(step_key(workflow, step));
+        Ok(recorded.or_insert_with(|| result.to_owned()).clone())
     }
 
     async fn has_effects(&self, processor: &str) -> Result<bool, sqlx::Error> {

@@ -101,10 +101,11 @@ impl Ledger for SqliteLedger {
         workflow: &str,
         step: Step<'_>,
         result: &RawValue,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Box<RawValue>, sqlx::Error> {
         let mut writing = self.store.begin_writing().await?;
-        workflow::record_step(&mut writing.transaction, workflow, step, result).await?;
-        writing.commit().await
+        let recorded = workflow::record_step(&mut writing.transaction, workflow, step, result).await?;
+        writing.commit().await?;
+        Ok(recorded)
     }
 
     async fn has_effects(&self, processor: &str) -> Result<bool, sqlx::Error> {

@@ -185,8 +185,7 @@ impl Transaction for LocalTransaction<'_> {
         step: Step<'_>,
         result: Box<RawValue>,
     ) -> Result<Box<RawValue>, sqlx::Error> {
-        self.ledger.record_step(self.name, step, &result).await?;
-        Ok(result)
+        self.ledger.record_step(self.name, step, &result).await
     }
 
     async fn forget_steps(&mut self, event_uuid: Uuid) -> Result<(), sqlx::Error> {

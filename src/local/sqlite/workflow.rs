@@ -70,11 +70,12 @@ pub(super) async fn record_step(
     workflow: &str,
     step: Step<'_>,
     result: &RawValue,
-) -> Result<(), sqlx::Error> {
+) -> Result<Box<RawValue>, sqlx::Error> {
     let statement = "-- record_workflow_step
-        insert into espd_workflow_steps (workflow, event_uuid, step, result) values (?, ?, ?, ?) on conflict do nothing";
+        insert into espd_workflow_steps (workflow, event_uuid, step, result) values (?, ?, ?, ?)
+        on conflict (workflow, event_uuid, step) do update set step = excluded.step returning result";
     let query = sqlx::query(statement).bind(workflow).bind(step.event_uuid.to_string()).bind(step.name);
-    query.bind(result.get()).execute(connection).await.map(drop)
+    row::json(&query.bind(result.get()).fetch_one(connection).await?, "result")
 }
 
 /// Keeps what has changed.
