@@ -71,6 +71,22 @@ async fn a_time_is_one_that_the_database_has_and_no_delay_is_cut() {
 }
 
 #[tokio::test]
+async fn a_uuid_that_comes_twice_and_a_key_with_a_nul_are_the_callers_mistake() {
+    let (pool, store) = store().await;
+    let event = happened(Uuid::new_v4());
+    let twice = store.append_at(HOUR, None, &[event.clone(), event]).await;
+    let Err(AppendError::Invalid { reason, .. }) = twice else { panic!("{twice:?}") };
+    assert!(reason.contains("is given twice"), "{reason}");
+    assert_eq!(pending(&pool).await, []);
+    let cancelled = store.cancel_scheduled("a\0").await;
+    assert!(matches!(cancelled, Err(AppendError::Invalid { .. })), "{cancelled:?}");
+    // What reactors emit for a time before all that PostgreSQL has is due from the first that it has on.
+    let first = "select '4714-11-24T00:00:00+00:00 BC'::timestamptz < now()";
+    let is_due: bool = sqlx::query_scalar(first).fetch_one(&pool).await.unwrap();
+    assert!(is_due);
+}
+
+#[tokio::test]
 async fn a_key_replaces_what_was_scheduled_and_cancels_it() {
     let (pool, store) = store().await;
     let [first, second, third] = [(); 3].map(|()| happened(Uuid::new_v4()));
