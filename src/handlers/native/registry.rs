@@ -125,9 +125,6 @@ impl Registry {
                 .push(format!("{name} is declared as a {declared}, but the program registers a {made}"));
         }
         self.faults.extend(find_faults(&settings).into_iter().map(|fault| format!("{name}: {fault}")));
-        if declaration.version < 1 {
-            self.faults.push(format!("{name}: `version` is {}, and may be 1 or more", declaration.version));
-        }
         if declaration.kind() == ProcessorKind::Reactor
             && declaration.on_handler_change == OnHandlerChange::Rebuild
         {
