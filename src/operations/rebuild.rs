@@ -316,7 +316,8 @@ impl<'o> Rebuilding<'o> {
         let way = self.choose_way(GoLive::Auto, difference).await?.as_str();
         let compared = Compared { position: self.replay.position(), way, difference };
         let stays_approved = compared.is_covered_by(former.as_deref());
-        let found = serde_json::to_value(&compared).map_err(|error| sqlx::Error::Encode(error.into()))?;
+        let found =
+            serde_json::value::to_raw_value(&compared).map_err(|error| sqlx::Error::Encode(error.into()))?;
         Ok(rebuilds.note_compared(&mut *self.worker, &name, &found, stays_approved).await?)
     }
 

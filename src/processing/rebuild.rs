@@ -31,6 +31,7 @@ mod wish;
 use std::fmt;
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgExecutor};
 use thiserror::Error;
@@ -41,7 +42,7 @@ use crate::postgres::row::from_row;
 pub(crate) use approval::Compared;
 pub(crate) use commit_times::CommitTimes;
 pub(crate) use difference::{
-    ChangedKey, Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
+    ChangedKey, Columns, Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
 };
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
 pub(crate) use left_out::{DecidedAgainst, LeftOut, list_left_out, whole_fingerprint};
@@ -414,7 +415,7 @@ impl Rebuilds {
         &self,
         connection: impl PgExecutor<'_>,
         processor: &str,
-        found: &Value,
+        found: &RawValue,
         stays_approved: bool,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(

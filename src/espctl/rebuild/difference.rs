@@ -1,10 +1,8 @@
 //! What differs between two versions, for people.
 
-use serde_json::Value;
-
 use crate::operations::status::format::thousands;
 use crate::processing::rebuild::{
-    Difference, EventAt, Example, SetAside, SetAsideEvent, Since, TableDifference,
+    Columns, Difference, EventAt, Example, SetAside, SetAsideEvent, Since, TableDifference,
 };
 
 /// How many keys of a table are shown.
@@ -108,7 +106,7 @@ fn describe(example: &Example) -> String {
         (None, Some(new)) => format!("+ {key}: {}", columns(new)),
         (Some(old), None) => format!("- {key}: {}", columns(old)),
         (old, new) => {
-            let side = |value: &Option<Value>| value.as_ref().map_or(String::new(), columns);
+            let side = |value: &Option<Columns>| value.as_ref().map_or(String::new(), columns);
             format!("~ {key}: {} -> {}", side(old), side(new))
         }
     }
@@ -142,7 +140,6 @@ fn describe_since(since: &Since) -> String {
 }
 
 /// The columns of a row: `id = 7, title = "x"`.
-fn columns(value: &Value) -> String {
-    let Value::Object(columns) = value else { return value.to_string() };
+fn columns(columns: &Columns) -> String {
     columns.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _};
 use uuid::Uuid;
 
@@ -54,8 +53,8 @@ pub(crate) async fn find_since(
     for (at, table) in difference.tables.iter().enumerate() {
         let Some(column) = columns.get(&table.table) else { continue };
         for (place, example) in table.examples.iter().enumerate() {
-            let id = example.key.get(&column.name).and_then(Value::as_str);
-            if let Some(id) = id.and_then(|id| Uuid::parse_str(id).ok()) {
+            let id = example.key.text(&column.name);
+            if let Some(id) = id.and_then(|id| Uuid::parse_str(&id).ok()) {
                 places.entry(id).or_default().push((at, place));
             }
         }

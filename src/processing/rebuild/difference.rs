@@ -4,10 +4,11 @@
 
 mod pair;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Part, SetAside, Since};
@@ -84,14 +85,38 @@ impl fmt::Display for ChangedKey {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Example {
     /// The columns of the key.
-    pub(crate) key: Value,
+    pub(crate) key: Columns,
     /// The columns that differ, as they are in the old table.
-    pub(crate) old: Option<Value>,
+    pub(crate) old: Option<Columns>,
     /// The columns that differ, as they are in the new table.
-    pub(crate) new: Option<Value>,
+    pub(crate) new: Option<Columns>,
     /// Since which event the row differs, where that was looked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) since: Option<Since>,
+}
+
+/// Columns of a row, by name, as the database writes them: people decide by what they see, and a number may have more digits than those of
+/// a programming language.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Columns(BTreeMap<String, Box<RawValue>>);
+
+impl PartialEq for Columns {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Columns {
+    /// The names, and the values as JSON.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.get()))
+    }
+
+    /// The text in a column; `None`: it has another type, or is not there.
+    pub(crate) fn text(&self, column: &str) -> Option<String> {
+        serde_json::from_str(self.0.get(column)?.get()).ok()
+    }
 }
 
 /// Where the tables of two versions are, each under its own name.

@@ -582,6 +582,26 @@ async fn a_row_that_somebody_has_falsified_is_found_by_its_key() {
 }
 
 #[tokio::test]
+async fn numbers_are_shown_with_all_their_digits() {
+    let (fixture, daemon) = Fixture::running().await;
+    let exact = "12345678901234567890.10";
+    let handler = format!("insert into orders values (event.id, {exact}, jsonb_build_object('x', {exact}))");
+    fixture.declare(2, ("n numeric, more jsonb", &handler));
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    fixture
+        .run("update orders set n = n + 0.01, more = jsonb_build_object('x', n + 0.02) where id = 3")
+        .await;
+    let outcome = fixture.espctl(&["verify", "orders"]).await;
+    let shown = "~ id = 3: more = {\"x\": 12345678901234567890.12}, n = 12345678901234567890.11 -> \
+                 more = {\"x\": 12345678901234567890.10}, n = 12345678901234567890.10";
+    assert!(outcome.stdout.contains(shown), "{outcome:?}");
+    let outcome = fixture.espctl(&["verify", "orders", "--json"]).await;
+    assert!(outcome.stdout.contains("\"n\": 12345678901234567890.11"), "{outcome:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn going_back_loses_nothing_that_has_come_since_and_forward_again_is_the_same_step() {
     let (fixture, daemon) = Fixture::running().await;
     fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);

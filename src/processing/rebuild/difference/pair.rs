@@ -1,10 +1,9 @@
 //! One table in two versions, and the statements that compare them and bring one to the other.
 
-use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{ChangedKey, Example, Part, TableDifference, compare_alike};
+use super::{ChangedKey, Columns, Example, Part, TableDifference, compare_alike};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
@@ -17,9 +16,9 @@ const EXAMPLES: i64 = 100;
 
 /// A row that differs, as the database returns it.
 struct Found {
-    key: Json<Value>,
-    old: Option<Json<Value>>,
-    new: Option<Json<Value>>,
+    key: Json<Columns>,
+    old: Option<Json<Columns>>,
+    new: Option<Json<Columns>>,
 }
 
 from_row!(Found { key, old, new });
@@ -349,7 +348,7 @@ impl Pair {
             .bind(buckets)
             .fetch_all(connection)
             .await?;
-        let value = |json: Option<Json<Value>>| json.map(|Json(value)| value);
+        let value = |json: Option<Json<Columns>>| json.map(|Json(value)| value);
         let example = |found: Found| Example {
             key: found.key.0,
             old: value(found.old),
@@ -435,7 +434,7 @@ impl RowReader {
     pub(crate) async fn read_old(
         &self,
         connection: &mut PgConnection,
-        key: &Value,
+        key: &Columns,
     ) -> Result<Option<String>, sqlx::Error> {
         self.read(connection, &self.0.old, key).await
     }
@@ -444,7 +443,7 @@ impl RowReader {
     pub(crate) async fn read_new(
         &self,
         connection: &mut PgConnection,
-        key: &Value,
+        key: &Columns,
     ) -> Result<Option<String>, sqlx::Error> {
         self.read(connection, &self.0.new, key).await
     }
@@ -453,7 +452,7 @@ impl RowReader {
         &self,
         connection: &mut PgConnection,
         table: &str,
-        key: &Value,
+        key: &Columns,
     ) -> Result<Option<String>, sqlx::Error> {
         let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
         compare_alike(&mut transaction).await?;
