@@ -227,6 +227,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("store/postgres/append/stray.rs", "commits what others have left"),
     ("store/postgres/connection.rs", "asks whether a transaction is open"),
     ("store/preconditions.rs", "reads settings"),
+    ("store/sqlite/answer.rs", "SQLite has no row security"),
     ("store/sqlite/opening.rs", "SQLite has no row security"),
     ("store/preconditions/structure.rs", "reads catalogs"),
     ("worker/mark_keeper.rs", "reads nothing"),
