@@ -266,11 +266,33 @@ impl Operator<'_> {
     /// # Errors
     /// As for [`Self::find`].
     pub(crate) async fn pause(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
-        let row = self.find(name).await?;
+        self.act(name, Act::Pause).await
+    }
+
+    /// Does something to the tracker of a processor, and tells its runner. Another version may have gone live while it waited for the
+    /// tracker, which is of no version that serves then: it does the same to that of the one that does.
+    async fn act(&self, name: &str, act: Act) -> Result<(TrackerRow, bool), OperatorError> {
+        let (mut row, trackers) = (self.find(name).await?, self.trackers());
         let mut connection = self.databases.projections.acquire().await?;
-        let changed = self.trackers().pause(&mut connection, &row.key(), self.name).await?;
-        self.databases.notify_runners().await;
-        Ok((row, changed))
+        loop {
+            if act != Act::Pause {
+                refuse_diverged(&row)?;
+            }
+            let key = row.key();
+            let changed = match act {
+                Act::Pause => trackers.pause(&mut connection, &key, self.name).await?,
+                Act::Retry => trackers.retry(&mut connection, &key, self.name).await?,
+                Act::Resume => trackers.resume(&mut connection, &key, self.name).await?,
+            };
+            let now = if changed { None } else { Some(self.find(name).await?) };
+            match now.filter(|now| now.key() != row.key()) {
+                Some(now) => row = now,
+                None => {
+                    self.databases.notify_runners().await;
+                    return Ok((row, changed));
+                }
+            }
+        }
     }
 
     /// Has a failing event tried again now, even if the processor has stopped because of it. Returns the tracker as it was
@@ -279,12 +301,7 @@ impl Operator<'_> {
     /// # Errors
     /// As for [`Self::find`].
     pub(crate) async fn retry(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
-        let row = self.find(name).await?;
-        refuse_diverged(&row)?;
-        let mut connection = self.databases.projections.acquire().await?;
-        let changed = self.trackers().retry(&mut connection, &row.key(), self.name).await?;
-        self.databases.notify_runners().await;
-        Ok((row, changed))
+        self.act(name, Act::Retry).await
     }
 
     /// Resumes a paused or failed processor. Returns the tracker as it was before, and whether it was paused or failed.
@@ -292,12 +309,7 @@ impl Operator<'_> {
     /// # Errors
     /// As for [`Self::find`], or [`OperatorError::Diverged`].
     pub(crate) async fn resume(&self, name: &str) -> Result<(TrackerRow, bool), OperatorError> {
-        let row = self.find(name).await?;
-        refuse_diverged(&row)?;
-        let mut connection = self.databases.projections.acquire().await?;
-        let changed = self.trackers().resume(&mut connection, &row.key(), self.name).await?;
-        self.databases.notify_runners().await;
-        Ok((row, changed))
+        self.act(name, Act::Resume).await
     }
 
     /// Lets a processor continue from its position in a store that is not the one that it has followed, and resumes it if it
@@ -319,7 +331,9 @@ impl Operator<'_> {
         let mut transaction = transaction::begin(&self.databases.projections, begin).await?;
         let (trackers, key) = (self.trackers(), row.key());
         let witness = comparison.present_witness();
-        trackers.accept_history(&mut transaction, &key, self.name, &found, witness).await?;
+        if !trackers.accept_history(&mut transaction, &key, self.name, &found, witness).await? {
+            return Err(moved_on(name));
+        }
         trackers.resume(&mut transaction, &key, self.name).await?;
         transaction.commit().await?;
         self.databases.notify_runners().await;
@@ -379,6 +393,21 @@ impl Operator<'_> {
     fn store(&self) -> PostgresEventStore {
         PostgresEventStore::new(self.databases.events.clone(), self.databases.layout.clone())
     }
+}
+
+/// What an operator does to a tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Pause,
+    Retry,
+    Resume,
+}
+
+/// The error that another version has gone live since it was looked at.
+fn moved_on(name: &str) -> OperatorError {
+    OperatorError::Blocked(format!(
+        "another version of {name} has gone live meanwhile: nothing was done, so try again"
+    ))
 }
 
 /// Refuses what would let a processor continue in a store that is not the one that it has followed.

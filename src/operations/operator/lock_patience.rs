@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Operator, OperatorError};
+use super::{Operator, OperatorError, moved_on};
 use crate::operations::status::{LockWait, describe_wait, find_reset_wait};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::sqlstate::is_lock_timeout;
@@ -67,7 +67,7 @@ impl Operator<'_> {
             let attempt = base.reset(connection, key, self.name, reset, others);
             let (outcome, wait) = self.observe(name, attempt).await;
             match outcome {
-                Ok(replaced) => return Ok(replaced.unwrap_or_default()),
+                Ok(replaced) => return replaced.ok_or_else(|| moved_on(name)),
                 Err(ProcessorError::Database(error)) if is_lock_timeout(&error) => {}
                 Err(ProcessorError::Database(error)) => return Err(error.into()),
                 Err(error) => return Err(OperatorError::Blocked(error.to_string())),

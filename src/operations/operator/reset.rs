@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::{LockPatience, Operator, OperatorError};
+use super::{LockPatience, Operator, OperatorError, moved_on};
 use crate::event::Position;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
@@ -103,7 +103,9 @@ impl Operator<'_> {
         let begin = server_mark::begin(None);
         let mut transaction = transaction::begin(&self.databases.projections, begin).await?;
         let reset = Reset { effects, witness: Some(witness), last_common, ..Reset::to(to) };
-        self.trackers().reset(&mut transaction, &row.key(), self.name, reset).await?;
+        if !self.trackers().reset(&mut transaction, &row.key(), self.name, reset).await? {
+            return Err(moved_on(name));
+        }
         Ok(transaction.commit().await?)
     }
 

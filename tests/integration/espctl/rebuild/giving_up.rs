@@ -10,20 +10,63 @@ const HOLD: &str = "
     end $$;
     create event trigger hold on ddl_command_end when tag in ('ALTER TABLE') execute function hold()";
 
+async fn hold(fixture: &Fixture) -> sqlx::PgConnection {
+    let mut holder = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(4711)").execute(&mut holder).await.unwrap();
+    holder
+}
+
+/// Waits until so many sessions wait for a lock in a statement with these words.
+async fn waits(fixture: &Fixture, words: &str, count: i64) {
+    let query = format!(
+        "select count(*) >= {count} from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock' and query like '%{words}%'"
+    );
+    eventually(words, async || (fixture.fact(&query).await == "true").then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_an_operator_does_while_a_version_goes_live_is_done_to_that_version_or_refused() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.run(HOLD).await;
+    fixture.declare(2, WIDER);
+    let holder = hold(&fixture).await;
+    let release = async {
+        waits(&fixture, "-- move_tables", 1).await;
+        let released = async {
+            waits(&fixture, "pause_processor", 1).await;
+            waits(&fixture, "reset_processor", 1).await;
+            holder.close().await.unwrap();
+        };
+        let (pause, reset) = (
+            fixture.espctl(&["pause", "orders"]),
+            fixture.espctl(&["reset", "orders", "--to", "2", "--yes"]),
+        );
+        let (paused, reset, ()) = tokio::join!(pause, reset, released);
+        (paused, reset)
+    };
+    let (rebuilt, (paused, reset)) = tokio::join!(fixture.espctl(&["rebuild", "orders", "--yes"]), release);
+    assert!(rebuilt.printed().contains("version 2 of orders is live"));
+    let said = paused.printed();
+    assert!(said.starts_with("orders is paused"), "{said}");
+    assert_eq!(
+        fixture
+            .fact("select version || ' ' || (paused_at is not null) from espd.trackers where name = 'orders'")
+            .await,
+        "2 true"
+    );
+    let said = reset.complained(1);
+    assert!(said.contains("another version of orders has gone live meanwhile"), "{said}");
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn a_version_that_goes_live_meanwhile_is_not_said_to_be_given_up() {
     let (fixture, daemon) = Fixture::running().await;
     fixture.run(HOLD).await;
     fixture.declare(2, WIDER);
-    let mut holder = sqlx::PgConnection::connect(&fixture.db.url).await.unwrap();
-    sqlx::raw_sql("select pg_advisory_lock(4711)").execute(&mut holder).await.unwrap();
-    let waits = async |statement: &str| {
-        let query = format!(
-            "select count(*) > 0 from pg_stat_activity
-             where datname = current_database() and wait_event_type = 'Lock' and query like '%-- {statement}%'"
-        );
-        eventually(statement, async || (fixture.fact(&query).await == "true").then_some(())).await;
-    };
+    let holder = hold(&fixture).await;
+    let waits = async |statement: &str| waits(&fixture, &format!("-- {statement}"), 1).await;
     let release = async {
         // In the middle of the exchange, with both versions locked.
         waits("move_tables").await;
