@@ -111,9 +111,10 @@ fn write_headers(text: &mut String, headers: &HeaderMap) -> std::fmt::Result {
 
 async fn send(sender: &Sender, request: Request<Full<Bytes>>) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let answer = match sender.client.send(|| request.clone()).await {
+    let answer = match sender.client.send(|| request.clone(), &|| true).await {
         Ok(answer) => answer,
         Err(RequestError::Unreachable(message) | RequestError::Interrupted(message)) => bail!(message),
+        Err(RequestError::NotBegun) => bail!("the request was not sent"),
     };
     output::print(&describe_answer(&answer, begun, &sender.hidden)?)?;
     match answer.classify(Utc::now(), &sender.hidden) {

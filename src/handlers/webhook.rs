@@ -70,7 +70,7 @@ pub(crate) struct Webhook {
     in_doubt: bool,
     /// Whether the session was given up because of the last failure.
     session_is_renewed: bool,
-    /// When the last commit wrote the tracker.
+    /// When the last commit began that wrote the tracker, and had the lease begin anew.
     committed: Option<Instant>,
 }
 
@@ -173,6 +173,7 @@ impl Webhook {
             return Err(outage);
         }
         self.dispatch.queue.skip_to(request.claim.position);
+        self.dispatch.own_until(self.leased_at(request) + request.lease * 3 / 4);
         if !self.read(connection, request).await? {
             return Ok(Outcome::ClaimLost);
         }
@@ -196,7 +197,13 @@ impl Webhook {
         let may_stop = !queue.has_results();
         let pending_retry = queue.next_pending_retry().filter(|retry| retry.until.is_some() || may_stop);
         let pending_retry = pending_retry.map(Box::new);
-        Ok(Outcome::Ahead { position: queue.position(), seen, handled, under_way, pending_retry })
+        let (position, reached) = (queue.position(), queue.take_reached());
+        Ok(Outcome::Ahead { position, seen, handled, under_way, reached, pending_retry })
+    }
+
+    /// Since when at least the lease has lasted.
+    fn leased_at(&self, request: &BatchRequest<'_>) -> Instant {
+        self.committed.map_or(request.leased_at, |committed| committed.max(request.leased_at))
     }
 
     /// Reads events behind those already seen, as many as the queue has room for. Returns `false` if the claim is no longer

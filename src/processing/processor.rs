@@ -4,7 +4,7 @@ mod base;
 mod batch;
 mod tables;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::PgConnection;
@@ -61,6 +61,8 @@ pub struct BatchRequest<'a> {
     pub limits: &'a BatchLimits,
     /// How long the lease lasts from the end of the batch on.
     pub lease: Duration,
+    /// Since when at least the lease that there is now has lasted: from before it was asked for.
+    pub leased_at: Instant,
     /// The mark that has to be on the server of the batch; `None`: there is nothing to compare.
     pub mark: Option<ServerMark>,
     /// Whether the session is one that no pooler gives to others, and keeps what is prepared and set on it.
@@ -130,6 +132,9 @@ pub enum Outcome {
         handled: i32,
         /// Whether the processor has more to do, so that the next request has to follow at once.
         under_way: bool,
+        /// Whether what it needs beside the database has been reached, or nothing is left that needs it. Otherwise an outage of that is
+        /// not over.
+        reached: bool,
         /// The event that is due next for another attempt, if one is.
         pending_retry: Option<Box<PendingRetry>>,
     },

@@ -119,6 +119,9 @@ pub struct Runner {
     /// When the lease was last renewed, which also reads what operators want. A batch extends the lease, but reads nothing: in
     /// a stream of events that never ends, operators would be ignored.
     renewed_at: Instant,
+    /// When the lease was last asked for, by a claim or a renewal that was granted. Whoever is frozen before the answer is read is not
+    /// deceived by it.
+    leased_at: Instant,
     /// When a batch was last handled, or the tracker claimed.
     batch_at: Instant,
     /// Set by an operator's retry or resume. The next step restarts the handler, so that it runs the current code.
@@ -201,6 +204,7 @@ impl Runner {
             subscription,
             phase: Phase::default(),
             renewed_at: Instant::now(),
+            leased_at: Instant::now(),
             batch_at: Instant::now(),
             restart_handler: false,
             failure_log: FailureLog::default(),
@@ -303,6 +307,8 @@ impl Runner {
     fn condition(&self) -> Condition {
         match self.phase {
             Phase::Retrying(..) if self.outage.is_external() => Condition::Waiting,
+            // To try again may take long.
+            Phase::Following(_) if self.outage.is_external() && self.has_work() => Condition::Waiting,
             _ => self.phase.condition(),
         }
     }

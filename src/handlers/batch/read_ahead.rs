@@ -80,7 +80,7 @@ impl BatchTransaction<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::processing::declaration::FoldedLimits;
@@ -105,8 +105,8 @@ mod tests {
         let ahead = ReadAhead { epoch: 7, mark: None, after: 50.into(), batch };
         let upto = |upto: i64| Work::Batch { upto: upto.into(), rate: 0.0 };
         let fits = |claim: &Claim, work: Work, mark: Option<ServerMark>| {
-            let lease = Duration::from_secs(5);
-            ahead.fits(&BatchRequest { claim, work, limits: &LIMITS, lease, mark, keeps_session: false })
+            let (lease, leased_at, keeps_session) = (Duration::from_secs(5), Instant::now(), false);
+            ahead.fits(&BatchRequest { claim, work, limits: &LIMITS, lease, leased_at, mark, keeps_session })
         };
         assert!(fits(&claim(7, 50), upto(90), None) && fits(&claim(7, 50), upto(200), None));
         // Another owner was here, an operator has moved the position, or an event was passed over.

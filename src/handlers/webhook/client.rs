@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use tower_service::Service;
 
 use super::address::is_public;
 use super::answer::Answer;
-use super::connection::{Connection, IdleConnections, Unanswered};
+use super::connection::{Closed, Connection, IdleConnections, Unanswered};
 use crate::postgres::error::chain;
 use crate::processing::declaration::{InvalidReceiver, WebhookDeclaration};
 
@@ -42,7 +42,13 @@ pub(crate) struct Client {
     receiver: Receiver,
     connect_timeout: Duration,
     timeout: Duration,
+    /// For how long a connection is watched before a request; `None`: not at all. Set once one was closed on which nothing had been sent,
+    /// until something is answered.
+    watched_for: Mutex<Option<Duration>>,
 }
+
+/// Whether a request may begin now. Asked again when there is a connection: to get one takes long, and the process may be frozen meanwhile.
+pub(crate) type MayBegin<'b> = &'b (dyn Fn() -> bool + Send + Sync);
 
 /// Where requests go.
 #[derive(Debug)]
@@ -63,6 +69,9 @@ impl fmt::Debug for Client {
 /// How soon a request is made again whose connection has turned out to be closed.
 const AGAIN_WITHIN: Duration = Duration::from_secs(1);
 
+/// How much longer a connection is watched than the one was there that has broken.
+const WATCHED_LONGER: Duration = Duration::from_millis(500);
+
 /// Why a request got no answer.
 #[derive(Debug)]
 pub(crate) enum RequestError {
@@ -70,6 +79,24 @@ pub(crate) enum RequestError {
     Unreachable(String),
     /// The exchange ended early. The receiver may have seen the request.
     Interrupted(String),
+    /// When there was a connection, the request was not to begin any more.
+    NotBegun,
+}
+
+/// Why there is no answer, or how a connection broke that was new: the receiver may have seen the request, or have been away already.
+enum Unfinished {
+    Final(RequestError),
+    Broken {
+        error: hyper::Error,
+        /// How long after it was there.
+        after: Duration,
+    },
+}
+
+impl From<RequestError> for Unfinished {
+    fn from(error: RequestError) -> Self {
+        Self::Final(error)
+    }
 }
 
 impl Client {
@@ -88,11 +115,16 @@ impl Client {
             receiver: Receiver::at(uri)?,
             connect_timeout: declaration.connect_timeout,
             timeout: declaration.timeout,
+            watched_for: Mutex::default(),
         })
     }
 
     /// Sends a request, which may have to be made more than once, and receives the complete answer.
-    pub(crate) async fn send(&self, make: impl Fn() -> Request<Full<Bytes>>) -> Result<Answer, RequestError> {
+    pub(crate) async fn send(
+        &self,
+        make: impl Fn() -> Request<Full<Bytes>>,
+        may_begin: MayBegin<'_>,
+    ) -> Result<Answer, RequestError> {
         let too_late = || {
             let what = "or not read the request to its end";
             RequestError::Interrupted(format!(
@@ -100,35 +132,93 @@ impl Client {
                 self.timeout
             ))
         };
-        let answered = tokio::time::timeout(self.timeout, self.exchange(make)).await;
-        answered.unwrap_or_else(|_| Err(too_late()))
+        match tokio::time::timeout(self.timeout, self.exchange(make, may_begin)).await {
+            Ok(Ok(answer)) => {
+                self.watch_for(None);
+                Ok(answer)
+            }
+            Ok(Err(Unfinished::Final(error))) => Err(error),
+            Ok(Err(Unfinished::Broken { error, after })) => Err(self.judge(&error, after).await),
+            Err(_) => Err(too_late()),
+        }
     }
 
     /// Sends a request over a connection that is there, or over a new one. What turns out late to be lost is not sent again here: the
     /// process may have been frozen meanwhile, and somebody else have sent later events.
-    async fn exchange(&self, make: impl Fn() -> Request<Full<Bytes>>) -> Result<Answer, RequestError> {
+    async fn exchange(
+        &self,
+        make: impl Fn() -> Request<Full<Bytes>>,
+        may_begin: MayBegin<'_>,
+    ) -> Result<Answer, Unfinished> {
         let begun = Instant::now();
         // Receivers close connections that are not used. Then nothing was sent, and another one is tried.
         while let Some(connection) = self.connections.take() {
+            if !may_begin() {
+                return Err(RequestError::NotBegun.into());
+            }
             let answered = self.exchange_over(connection, make()).await;
             let is_late = begun.elapsed() > AGAIN_WITHIN;
             match answered {
                 Err(Unanswered::Unsent(error)) if is_late => {
-                    return Err(RequestError::unreachable(&chain(&error)));
+                    return Err(RequestError::unreachable(&chain(&error)).into());
                 }
                 Err(Unanswered::Unsent(_)) => {}
-                Err(Unanswered::Broken(error)) if is_late => return Err(RequestError::of(&error)),
+                Err(Unanswered::Broken(error)) if is_late => return Err(RequestError::of(&error).into()),
                 // Closed as it was used again, most likely: it is sent once more, under the same key.
                 Err(Unanswered::Broken(_)) => break,
-                Err(Unanswered::Interrupted(error)) => return Err(RequestError::of(&error)),
-                Ok(answer) => return answer,
+                Err(Unanswered::Interrupted(error)) => return Err(RequestError::of(&error).into()),
+                Ok(answer) => return Ok(answer?),
             }
         }
-        match self.exchange_over(self.connect().await?, make()).await {
-            Err(Unanswered::Unsent(error)) => Err(RequestError::unreachable(&chain(&error))),
-            Err(Unanswered::Broken(error) | Unanswered::Interrupted(error)) => Err(RequestError::of(&error)),
-            Ok(answer) => answer,
+        let watched_for = *self.watched_for.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = match watched_for {
+            Some(time) => self.connect_and_watch(time).await?.map_err(|closed| closed.into_error())?,
+            None => self.connect().await?,
+        };
+        if !may_begin() {
+            return Err(RequestError::NotBegun.into());
         }
+        let begun = Instant::now();
+        match self.exchange_over(connection, make()).await {
+            Err(Unanswered::Unsent(error)) => Err(RequestError::unreachable(&chain(&error)).into()),
+            // The receiver was there just before.
+            Err(Unanswered::Broken(error)) if watched_for.is_some() => Err(RequestError::of(&error).into()),
+            Err(Unanswered::Broken(error)) => Err(Unfinished::Broken { error, after: begun.elapsed() }),
+            Err(Unanswered::Interrupted(error)) => Err(RequestError::of(&error).into()),
+            Ok(answer) => Ok(answer?),
+        }
+    }
+
+    /// Decides what it means that a new connection has broken without an answer. What is in front of a receiver that is away (a proxy, a
+    /// tunnel, a balancer) accepts connections and closes them, and a receiver that refuses us by TLS 1.3 does so after the handshake. It
+    /// does the same to a connection on which nothing is sent. A receiver that fails at the event does not.
+    ///
+    /// If it has gone down over the event, it does so only once without an attempt that counts: from then on, a connection is watched
+    /// before the event is sent on it.
+    async fn judge(&self, error: &hyper::Error, after: Duration) -> RequestError {
+        let failure = RequestError::of(error);
+        // It was there for longer than connecting may take.
+        if after >= self.connect_timeout {
+            return failure;
+        }
+        let time = (after + WATCHED_LONGER).min(self.connect_timeout).min(self.timeout / 4);
+        match self.connect_and_watch(time).await {
+            Ok(Err(closed)) => {
+                self.watch_for(Some(time));
+                closed.into_error()
+            }
+            Ok(Ok(_)) | Err(_) => failure,
+        }
+    }
+
+    fn watch_for(&self, time: Option<Duration>) {
+        *self.watched_for.lock().unwrap_or_else(PoisonError::into_inner) = time;
+    }
+
+    /// Connects, and returns the connection if it stays open for a time without anything being sent.
+    async fn connect_and_watch(&self, time: Duration) -> Result<Result<Connection, Closed>, RequestError> {
+        let mut connection = self.connect().await?;
+        Ok(connection.stay_open(time).await.map(|()| connection))
     }
 
     /// If this is given up, the connection is closed.
@@ -158,7 +248,7 @@ impl Client {
         let unreachable = RequestError::unreachable;
         match tokio::time::timeout(self.connect_timeout, connecting).await {
             Err(_) => Err(unreachable(&format!("no connection within {:?}", self.connect_timeout))),
-            Ok(Err(error)) => Err(unreachable(&chain(error.as_ref()))),
+            Ok(Err(error)) => Err(unreachable(&explain(&chain(error.as_ref())))),
             Ok(Ok(stream)) => {
                 Connection::over(TokioIo::new(stream)).await.map_err(|error| unreachable(&chain(&error)))
             }
@@ -180,6 +270,19 @@ impl Receiver {
     }
 }
 
+/// Adds what an error of TLS means where its own words do not tell.
+fn explain(error: &str) -> String {
+    let meaning = [
+        ("InvalidContentType", "this port does not speak TLS: is the URL one of http://?"),
+        (
+            "CaUsedAsEndEntity",
+            "the certificate is an authority's own (self-signed): have an authority sign one, and name it as `ca_file`",
+        ),
+    ];
+    let meaning = meaning.iter().find(|(word, _)| error.contains(word));
+    meaning.map_or_else(|| error.to_owned(), |(_, meaning)| format!("{error}: {meaning}"))
+}
+
 async fn receive(response: Response<Incoming>) -> Result<Answer, RequestError> {
     let (head, body) = response.into_parts();
     let body = if body.is_end_stream() { Bytes::new() } else { read(head.status, body).await? };
@@ -195,6 +298,14 @@ async fn read(status: StatusCode, body: Incoming) -> Result<Bytes, RequestError>
         })
     })?;
     Ok(body.to_bytes())
+}
+
+impl Closed {
+    fn into_error(self) -> RequestError {
+        let Self(why) = self;
+        let why = why.map_or(String::new(), |error| format!(": {}", chain(&error)));
+        RequestError::unreachable(&format!("connections are closed before a request{why}"))
+    }
 }
 
 impl RequestError {

@@ -30,7 +30,7 @@ impl Webhook {
         let Some(mut transaction) = dispatch.beside_opening(opening).await? else {
             return Ok(None);
         };
-        let queue = &mut dispatch.queue;
+        let (begun, queue) = (Instant::now(), &mut dispatch.queue);
         apply(&mut transaction, emitter, queue, session_is_renewed).await?;
         // What requests result in from here on is not part of it.
         let plan = queue.plan_commit();
@@ -47,7 +47,7 @@ impl Webhook {
         dispatch.beside(committing).await?;
         dispatch.queue.mark_committed(&plan);
         *session_is_renewed &= handled == 0;
-        *committed = Some(Instant::now());
+        *committed = Some(begun);
         for NewDeadLetter { failure, attempts, .. } in &plan.given_up {
             announce_set_aside(base.name(), failure, *attempts);
         }
@@ -55,7 +55,7 @@ impl Webhook {
     }
 
     /// Whether anything has happened, or the lease needs a commit to be extended. An outage allows no empty commit, because
-    /// that would record that the outage is over.
+    /// that would record that it is over; nor does the request that finds out whether it is, however long that takes.
     fn has_to_commit(&self, request: &BatchRequest<'_>) -> bool {
         let queue = &self.dispatch.queue;
         let plan = queue.plan_commit();
@@ -63,7 +63,7 @@ impl Webhook {
             return true;
         }
         let is_recent = self.committed.is_some_and(|committed| committed.elapsed() < request.lease / 5);
-        !is_recent && !queue.is_unreachable()
+        !is_recent && !queue.is_probing()
     }
 }
 

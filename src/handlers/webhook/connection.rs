@@ -48,6 +48,9 @@ pub(super) enum Unanswered {
     Interrupted(hyper::Error),
 }
 
+/// The other side has closed a connection on which nothing was sent: with an error, or simply.
+pub(super) struct Closed(pub(super) Option<hyper::Error>);
+
 impl Connection {
     /// Speaks HTTP over a stream that is connected.
     pub(super) async fn over<S>(stream: S) -> hyper::Result<Self>
@@ -58,6 +61,14 @@ impl Connection {
         let stream = TokioIo::new(NotedStream::new(stream, Arc::clone(&extent)));
         let (requests, driver) = Builder::new().max_buf_size(HEAD_MAX).handshake(stream).await?;
         Ok(Self { requests, driver: Some(Box::pin(driver)), extent })
+    }
+
+    /// Waits for so long, and for whether the other side closes the connection meanwhile, on which nothing has been sent.
+    pub(super) async fn stay_open(&mut self, time: Duration) -> Result<(), Closed> {
+        let Some(driver) = &mut self.driver else { return Err(Closed(None)) };
+        let Ok(ended) = tokio::time::timeout(time, driver).await else { return Ok(()) };
+        self.driver = None;
+        Err(Closed(ended.err()))
     }
 
     /// Sends a request and waits for the head of the answer, which may come before the request is written to its end.
@@ -233,6 +244,22 @@ mod tests {
         let (mut connection, theirs) = connect(4_096).await;
         drop(theirs);
         assert!(matches!(connection.send(request("{}")).await, Err(Unanswered::Unsent(_))));
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_nothing_is_sent_is_seen_to_close() {
+        let (mut connection, theirs) = connect(4_096).await;
+        assert!(connection.stay_open(Duration::from_millis(10)).await.is_ok());
+        let closing = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            drop(theirs);
+        };
+        let (closed, ()) = tokio::join!(connection.stay_open(Duration::from_mins(1)), closing);
+        assert!(closed.is_err());
+        // One that has stayed open is as good as before.
+        let (mut connection, mut theirs) = connect(4_096).await;
+        assert!(connection.stay_open(Duration::from_millis(10)).await.is_ok());
+        answered_once(&mut connection, &mut theirs).await;
     }
 
     #[tokio::test]

@@ -1,11 +1,14 @@
 //! Retrying a dead letter: its event is sent again.
 
+use std::time::Instant;
+
 use sqlx::PgConnection;
 
 use super::answer::DeliveryResult;
 use super::sender::SendAttempt;
 use super::{IDLE_MAX, Webhook};
 use crate::handlers::batch::{BatchTransaction, EventEffects, RowTables};
+use crate::postgres::deadline::timed_out;
 use crate::processing::emission::SourceEvent;
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Delivery, Outcome, ProcessorError};
@@ -25,12 +28,12 @@ impl Webhook {
             return Ok(Outcome::ClaimLost);
         };
         self.dispatch.settle().await;
-        let position = request.claim.position;
+        let (position, looked) = (request.claim.position, Instant::now());
         let (deliveries, _) = transaction.read().await?;
         // An event whose type is no longer handled is not sent, nor is one that was received before a reset.
         let delivery = deliveries.first().filter(|delivery| !delivery.replaying);
         if let Some(delivery) = delivery
-            && let Some(failure) = self.send_again(&mut transaction, delivery).await?
+            && let Some(failure) = self.send_again(&mut transaction, delivery, looked).await?
         {
             return Ok(Outcome::Committed { position, handled: 0, failure: Some(failure) });
         }
@@ -39,14 +42,16 @@ impl Webhook {
         Ok(Outcome::Committed { position, handled, failure: None })
     }
 
-    /// Sends an event and carries out what the answer wants. Returns the failure, if there is one.
+    /// Sends an event and carries out what the answer wants. The tracker is locked since `looked`. Returns the failure, if there is one.
     async fn send_again(
         &self,
         transaction: &mut BatchTransaction<'_>,
         delivery: &Delivery,
+        looked: Instant,
     ) -> Result<Option<Box<Failure>>, ProcessorError> {
         let source = SourceEvent::of(delivery);
-        let actions = match self.dispatch.sender.send(&delivery.event).await {
+        let sending = self.dispatch.send_alone(&delivery.event);
+        let actions = match self.dispatch.owning(looked, sending).await {
             SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => actions,
             SendAttempt::Concluded(DeliveryResult::Failed { failure, .. }) => {
                 return Ok(Some(Box::new(source.attribute(*failure))));
@@ -56,6 +61,9 @@ impl Webhook {
             }
             SendAttempt::Unreachable(message) => {
                 return Err(ProcessorError::Unavailable { message, wait: None });
+            }
+            SendAttempt::NotBegun => {
+                return Err(timed_out("the worker itself, which was frozen").into());
             }
         };
         let effects = [EventEffects { source, actions }];

@@ -80,6 +80,8 @@ pub(crate) struct DeliveryQueue {
     outage: Option<(String, Option<Duration>)>,
     /// Whether events are sent one at a time, to find out whether an outage is over.
     probing: bool,
+    /// Whether the receiver has answered since [`Self::take_reached`], be it that it refuses an event.
+    is_answered: bool,
     /// The event over which the reactor stops.
     stopped_over: Option<Position>,
     /// The events that have failed since the last commit.
@@ -102,6 +104,7 @@ impl DeliveryQueue {
             requests: SentRequests::default(),
             outage: None,
             probing: false,
+            is_answered: false,
             stopped_over: None,
             failed: BTreeSet::new(),
             has_stopped_sending: false,
@@ -251,18 +254,33 @@ impl DeliveryQueue {
         }
         match attempt {
             SendAttempt::Concluded(DeliveryResult::Accepted(actions)) => {
-                self.probing = false;
+                self.note_answer();
                 self.complete(id, Completion::Received(actions));
             }
             SendAttempt::Concluded(DeliveryResult::Failed { failure, wait }) => {
-                self.probing = false;
+                self.note_answer();
                 self.record_failure(id, *failure, wait);
             }
             SendAttempt::Concluded(DeliveryResult::Busy { message, wait }) => {
                 self.record_outage(id, message, wait)
             }
             SendAttempt::Unreachable(message) => self.record_outage(id, message, None),
+            SendAttempt::NotBegun => self.schedule.release(id),
         }
+    }
+
+    fn note_answer(&mut self) {
+        (self.probing, self.is_answered) = (false, true);
+    }
+
+    /// Whether it is not known that an outage is over.
+    pub(crate) fn is_probing(&self) -> bool {
+        self.probing
+    }
+
+    /// Whether the receiver has been reached since this was last asked, or nothing is left to send to it.
+    pub(crate) fn take_reached(&mut self) -> bool {
+        std::mem::take(&mut self.is_answered) || !self.probing || self.is_empty()
     }
 
     /// Takes back an event of which no request was made.

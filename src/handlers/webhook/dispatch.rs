@@ -10,8 +10,9 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::delivery_queue::DeliveryQueue;
 use super::outbox::{Allowance, EVENTS_AHEAD, Outbox};
-use super::sender::Sender;
+use super::sender::{SendAttempt, Sender};
 use super::sending_thread::SendingThread;
+use crate::event::Event;
 
 /// How long to wait for requests under way when no further event can be sent: briefly if results wait to be committed,
 /// longer if none do. New events wait as long.
@@ -33,6 +34,8 @@ pub(super) struct Dispatch {
     pub(super) queue: DeliveryQueue,
     pub(super) sender: Arc<Sender>,
     concurrency: usize,
+    /// Until when nobody else can have the claim, as far as is known without asking.
+    owned_until: Instant,
     outbox: Arc<Outbox>,
     /// One task for each request that may be under way, as long as there is something to send.
     slots: JoinSet<()>,
@@ -43,7 +46,8 @@ pub(super) struct Dispatch {
 impl Dispatch {
     pub(super) fn new(queue: DeliveryQueue, sender: Sender, concurrency: usize) -> Self {
         let (outbox, slots) = (Arc::default(), JoinSet::new());
-        Self { queue, sender: Arc::new(sender), concurrency, outbox, slots, thread: None }
+        let owned_until = Instant::now();
+        Self { queue, sender: Arc::new(sender), concurrency, owned_until, outbox, slots, thread: None }
     }
 
     /// Gives up all requests and forgets all events.
@@ -51,6 +55,12 @@ impl Dispatch {
         self.slots.shutdown().await;
         self.outbox = Arc::default();
         self.queue.clear();
+    }
+
+    /// Nobody else has the claim until then.
+    pub(super) fn own_until(&mut self, until: Instant) {
+        self.owned_until = until;
+        self.outbox.own_until(until);
     }
 
     /// Begins no request any more; those under way may end.
@@ -76,28 +86,52 @@ impl Dispatch {
 
     /// Does something in a transaction that has the tracker locked, and goes on sending meanwhile: nobody else claims it.
     pub(super) async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
-        self.beside_for(None, work).await
+        self.beside_until(None, work).await
     }
 
     /// Opens a transaction, and goes on sending meanwhile, as long as the lease cannot have ended.
     pub(super) async fn beside_opening<T>(&mut self, opening: impl Future<Output = T>) -> T {
-        self.beside_for(Some(SENDING_TIME_MAX), opening).await
+        let end = (Instant::now() + SENDING_TIME_MAX).min(self.owned_until);
+        self.beside_until(Some(end), opening).await
     }
 
-    async fn beside_for<T>(&mut self, time: Option<Duration>, work: impl Future<Output = T>) -> T {
+    async fn beside_until<T>(&mut self, end: Option<Instant>, work: impl Future<Output = T>) -> T {
         let _allowance = Allowance(Arc::clone(&self.outbox));
         tokio::select! {
             biased;
             done = work => done,
-            never = self.keep_sending(time) => match never {},
+            never = self.keep_sending(end) => match never {},
         }
+    }
+
+    /// Does something in a transaction that has the tracker locked since `looked`, and allows what it sends itself to begin as long as it is
+    /// not frozen.
+    pub(super) async fn owning<T>(&self, mut looked: Instant, work: impl Future<Output = T>) -> T {
+        let keeping = async {
+            loop {
+                if looked.elapsed() < SENDING_TIME_MAX {
+                    self.outbox.own_until(looked + SENDING_TIME_MAX);
+                    looked = Instant::now();
+                }
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            never = keeping => never,
+            done = work => done,
+        }
+    }
+
+    /// Sends one event by itself.
+    pub(super) async fn send_alone(&self, event: &Event) -> SendAttempt {
+        self.sender.send(event, &|| self.outbox.is_owned()).await
     }
 
     /// Sends what may be sent, and begins nothing after this time, nor after it was frozen: somebody else may have the claim by
     /// then. Never returns, and may be given up at any time.
-    async fn keep_sending(&mut self, time: Option<Duration>) -> Infallible {
+    async fn keep_sending(&mut self, end: Option<Instant>) -> Infallible {
         let mut looked = Instant::now();
-        let end = time.map(|time| looked + time);
         loop {
             if looked.elapsed() < SENDING_TIME_MAX {
                 looked = Instant::now();
@@ -113,13 +147,17 @@ impl Dispatch {
     pub(super) async fn send(&mut self, time: Duration, enough: usize) {
         let _allowance = Allowance(Arc::clone(&self.outbox));
         let begun = Instant::now();
-        let (mut deadline, mut is_waiting) = (begun + time, false);
+        if begun >= self.owned_until {
+            return tokio::time::sleep(WAIT_WITHOUT_RESULTS).await;
+        }
+        let end = (begun + time).min(self.owned_until);
+        let (mut deadline, mut is_waiting) = (end, false);
         loop {
             let now = Instant::now();
             if now >= deadline {
                 return;
             }
-            self.fill_slots(begun + time);
+            self.fill_slots(end);
             let is_late = now >= begun + RESULTS_WAIT_MAX;
             let has_results = self.queue.has_uncommitted();
             if self.outbox.is_idle() || has_results && (is_late || self.queue.ready() < enough) {

@@ -31,6 +31,9 @@ struct State {
     waiting: VecDeque<Arc<Event>>,
     /// Until when requests may begin; `None`: none may.
     begin_until: Option<Instant>,
+    /// Until when one may begin that a slot has taken: nobody else can have the claim. A slot may have been frozen since, or have waited
+    /// for a connection.
+    owned_until: Option<Instant>,
     /// Whether the worker has to take note of a result before another request begins.
     is_in_doubt: bool,
     /// How many slots are running.
@@ -52,9 +55,21 @@ impl Outbox {
         let mut state = self.lock();
         state.waiting.extend(events);
         state.begin_until = Some(begin_until);
+        state.owned_until = state.owned_until.max(Some(begin_until));
         let started = concurrency.saturating_sub(state.slots).min(state.waiting.len());
         state.slots += started;
         started
+    }
+
+    /// Nobody else has the claim until then.
+    pub(super) fn own_until(&self, until: Instant) {
+        let mut state = self.lock();
+        state.owned_until = state.owned_until.max(Some(until));
+    }
+
+    /// Whether nobody else can have the claim.
+    pub(super) fn is_owned(&self) -> bool {
+        self.lock().owned_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Allows no request to begin.
@@ -105,7 +120,7 @@ impl Outbox {
     /// Sends one event after the other, until none is left or none may be sent.
     pub(super) async fn run_slot(self: Arc<Self>, sender: Arc<Sender>) {
         while let Some(event) = self.take() {
-            let attempt = sender.send(&event).await;
+            let attempt = sender.send(&event, &|| self.is_owned()).await;
             self.put((event.id, event.uuid, attempt));
         }
     }
@@ -230,6 +245,21 @@ mod tests {
         assert!(outbox.take().is_none() && outbox.has_waiting());
         assert_eq!(outbox.hand_over(Vec::new(), soon(), 2), 1);
         assert!(outbox.take().is_some());
+    }
+
+    #[test]
+    fn what_was_taken_may_begin_as_long_as_nobody_else_can_have_the_claim() {
+        let outbox = Arc::new(outbox(1));
+        assert!(outbox.take().is_some() && outbox.is_owned());
+        // It goes on waiting for a connection while nobody takes note.
+        drop(Allowance(Arc::clone(&outbox)));
+        assert!(outbox.is_owned());
+        let outbox = Outbox::default();
+        assert!(!outbox.is_owned());
+        outbox.hand_over(vec![event(1)], Instant::now(), 1);
+        assert!(!outbox.is_owned());
+        outbox.own_until(soon());
+        assert!(outbox.is_owned());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use chrono::Utc;
 
 use super::answer::DeliveryResult;
-use super::client::{Client, RequestError};
+use super::client::{Client, MayBegin, RequestError};
 use super::request::Requests;
 use crate::event::Event;
 use crate::processing::declaration::{HiddenTexts, InvalidReceiver, WebhookDeclaration};
@@ -25,6 +25,8 @@ pub(crate) enum SendAttempt {
     Concluded(DeliveryResult),
     /// The receiver could not be reached. No event is to blame.
     Unreachable(String),
+    /// Nothing was sent, because somebody else may have the claim.
+    NotBegun,
 }
 
 impl Sender {
@@ -42,11 +44,13 @@ impl Sender {
         Ok(Self { requests, client, hidden: declaration.hidden() })
     }
 
-    /// Sends an event. Takes no longer than the declared timeout.
-    pub(crate) async fn send(&self, event: &Event) -> SendAttempt {
-        match self.client.send(|| self.requests.request(event, Utc::now())).await {
+    /// Sends an event, unless it may not begin any more when there is a connection. Takes no longer than the declared timeout, and the time
+    /// of finding out whether the receiver is there.
+    pub(crate) async fn send(&self, event: &Event, may_begin: MayBegin<'_>) -> SendAttempt {
+        match self.client.send(|| self.requests.request(event, Utc::now()), may_begin).await {
             Ok(answer) => SendAttempt::Concluded(answer.classify(Utc::now(), &self.hidden)),
             Err(RequestError::Unreachable(message)) => SendAttempt::Unreachable(message),
+            Err(RequestError::NotBegun) => SendAttempt::NotBegun,
             Err(RequestError::Interrupted(message)) => {
                 let failure = Box::new(Failure::of_processor(message));
                 SendAttempt::Concluded(DeliveryResult::Failed { failure, wait: None })

@@ -1,6 +1,6 @@
 //! Has the version beside the serving one handle events, by the code that handles those of every processor.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -186,6 +186,7 @@ impl Replay {
             work,
             limits: &limits,
             lease: LEASE,
+            leased_at: Instant::now(),
             mark: None,
             keeps_session: false,
         };

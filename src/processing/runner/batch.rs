@@ -44,6 +44,7 @@ impl Runner {
             work: Work::Batch { upto, rate: self.rate.per_second(begun) },
             limits: &limits,
             lease: self.context.lease,
+            leased_at: self.leased_at,
             mark,
             keeps_session: self.keeps_session,
         };
@@ -86,8 +87,9 @@ impl Runner {
                 }
                 self.effect_failed(connection, progressed, *failure).await
             }
-            Outcome::Ahead { position, seen, handled, under_way, pending_retry } => {
-                self.committed(position, seen, handled, begun);
+            Outcome::Ahead { position, seen, handled, under_way, reached, pending_retry } => {
+                self.advanced(position, seen, handled, begun);
+                self.outage.proceeded(reached);
                 self.note_density(seen, upto);
                 self.follow_ahead(connection, under_way, pending_retry).await
             }
@@ -203,11 +205,15 @@ impl Runner {
 
     /// Takes note of a batch that was committed, and logs it.
     pub(super) fn committed(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
+        self.advanced(position, seen, handled, begun);
+        self.outage.over();
+    }
+
+    fn advanced(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
         let Phase::Following(following) = &mut self.phase else { return };
         self.rate.count(following.advance(position, seen), begun, Instant::now());
         following.bisection.passed(handled.into());
         self.session_is_renewed &= handled == 0;
-        self.outage.over();
         if handled > 0 || seen == position {
             let duration_ms = begun.elapsed().as_millis() as u64;
             debug!(processor = self.name, position = position.get(), handled, duration_ms, "batch committed");

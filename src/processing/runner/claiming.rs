@@ -38,8 +38,10 @@ impl Runner {
             in_time(mark.require(&mut *connection)).await?;
         }
         let Self { key, trackers, context, .. } = self;
+        let asked = Instant::now();
         let claiming = trackers.claim(&mut *connection, key, &context.owner, context.lease);
         if let Some(claim) = in_time(claiming).await? {
+            self.leased_at = asked;
             return self.begin(connection, claim).await;
         }
         let standing_by = trackers.stand_by(&mut *connection, key, &context.owner, context.lease);

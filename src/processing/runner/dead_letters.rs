@@ -66,6 +66,7 @@ impl Runner {
             work: Work::DeadLetter(id),
             limits: &BatchLimits { size: 1, ..self.context.limits },
             lease: self.context.lease,
+            leased_at: self.leased_at,
             mark: self.subscription.mark(),
             keeps_session: self.keeps_session,
         };

@@ -142,6 +142,14 @@ impl OutageLog {
         }
     }
 
+    /// Takes note that the processor has got somewhere with the database, which ends an outage of that, and whether it has `reached`
+    /// what it needs beside it: one that waits for an answer has done so without.
+    pub(super) fn proceeded(&mut self, reached: bool) {
+        if reached || !self.external {
+            self.over();
+        }
+    }
+
     /// The outage, if it is time to record it.
     fn due_record(&mut self) -> Option<&Outage> {
         let due = self.recorded.is_none_or(|recorded| recorded.elapsed() >= RECORD_INTERVAL);
@@ -238,6 +246,21 @@ mod tests {
         log.unavailable("429", None);
         assert!(since(&log) < Some(TimeDelta::seconds(10)));
         assert_eq!(log.due_record().map(|outage| (outage.tries, outage.message.as_str())), Some((1, "429")));
+    }
+
+    #[test]
+    fn what_is_no_database_is_there_again_when_it_was_reached() {
+        let mut log = OutageLog::default();
+        log.unavailable("no connection", None);
+        log.proceeded(false);
+        log.unavailable("no connection", None);
+        assert_eq!((log.is_external(), log.tries()), (true, 2));
+        log.proceeded(true);
+        assert_eq!((log.is_external(), log.tries()), (false, 0));
+        // The database has done something either way.
+        log.failed(&sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()), Duration::ZERO);
+        log.proceeded(false);
+        assert_eq!(log.tries(), 0);
     }
 
     #[test]

@@ -14,10 +14,11 @@ impl Runner {
     /// Extends the lease, records the rate, and follows what the tracker row says about operators.
     pub(super) async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(renewal) = self.renewal() else { return Ok(Next::Again) };
+        let asked = Instant::now();
         let Some((lease_status, is_remembered)) = self.renew_alone(connection, &renewal).await? else {
             return Ok(self.claim_lost());
         };
-        self.renewed_at = Instant::now();
+        (self.renewed_at, self.leased_at) = (Instant::now(), asked);
         self.note_renewal(&lease_status, renewal.outage_over);
         if let Some(reason) = self.subscription.unmet() {
             self.outage.unreadable(&reason, self.until_renewal());

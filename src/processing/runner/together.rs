@@ -216,7 +216,7 @@ impl Runner {
             return None;
         }
         let renewal = self.renewal()?;
-        let outage_over = renewal.outage_over;
+        let (outage_over, asked) = (renewal.outage_over, Instant::now());
         heartbeat::expect_within(ANSWER_TIMEOUT);
         match steward.renew(renewal).await? {
             Renewed::Lost => Some(self.claim_lost()),
@@ -226,7 +226,7 @@ impl Runner {
                 if is_followed && !is_remembered {
                     return None;
                 }
-                self.renewed_at = steward.last_moment(self.context.lease / 3);
+                (self.renewed_at, self.leased_at) = (steward.last_moment(self.context.lease / 3), asked);
                 self.note_renewal(&lease_status, outage_over);
                 Some(Next::Again)
             }

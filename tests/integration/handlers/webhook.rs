@@ -1,5 +1,6 @@
 //! Webhook reactors, run by the real daemon, and real receivers on loopback.
 
+mod closed_connections;
 mod crashes;
 mod dead_letters;
 mod emissions;

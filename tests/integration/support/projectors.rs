@@ -1,6 +1,6 @@
 //! Projectors that tests declare in a line or two, and their batches without a runner.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use espd::internals::declaration::{
     Approve, BatchLimits, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
@@ -114,6 +114,7 @@ impl Running {
             work: Work::Batch { upto: upto.into(), rate: 0.0 },
             limits: &self.limits,
             lease: LEASE,
+            leased_at: Instant::now(),
             mark: None,
             keeps_session: true,
         };

@@ -36,3 +36,26 @@ fn an_event_that_is_read_before_its_predecessor_is_committed_as_given_up_waits_b
     assert_eq!(plan.waiting.iter().map(|event| event.id).collect::<Vec<_>>(), [2]);
     assert_eq!(queue.next(8).map(|event| event.id), None);
 }
+
+#[test]
+fn an_outage_is_over_when_the_receiver_has_answered_or_nothing_is_left_to_send() {
+    let mut queue = DeliveryQueue::new(RetryPolicy::default());
+    queue.enqueue(vec![delivery(1)], 1.into(), Trail::default());
+    assert!(queue.take_reached(), "there is no outage");
+    let attempts = [
+        (SendAttempt::Unreachable("away".into()), false),
+        (SendAttempt::NotBegun, false),
+        (SendAttempt::Concluded(DeliveryResult::Busy { message: "429".into(), wait: None }), false),
+        (SendAttempt::Concluded(DeliveryResult::Accepted(Vec::new())), true),
+    ];
+    for (attempt, is_reached) in attempts {
+        let sent = queue.next(8).unwrap();
+        queue.record_result(sent.id, sent.uuid, attempt);
+        let _ = queue.take_outage();
+        assert_eq!((queue.take_reached(), queue.is_probing()), (is_reached, !is_reached));
+    }
+    queue.probing = true;
+    assert!(!queue.take_reached(), "an answer counts once");
+    queue.schedule.remove(&[1.into()]);
+    assert!(queue.take_reached());
+}

@@ -1,6 +1,6 @@
 //! Reactors in Rust: what they emit, when, where, and never twice.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use espd::Program;
@@ -277,6 +277,7 @@ async fn what_is_emitted_for_a_store_elsewhere_is_kept_with_the_rows() {
         work: espd::internals::processor::Work::Batch { upto: 200.into(), rate: 0.0 },
         limits: &limits,
         lease: LEASE,
+        leased_at: Instant::now(),
         mark: None,
         keeps_session: true,
     };

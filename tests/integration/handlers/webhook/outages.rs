@@ -94,6 +94,29 @@ async fn a_busy_receiver_that_an_operator_has_asked_again_is_an_outage_until_it_
     daemon.stop().await;
 }
 
+/// To find out takes longer than the step that sends, and in between nothing has been reached.
+#[tokio::test]
+async fn a_receiver_that_hangs_while_connecting_is_an_outage_until_it_answers() {
+    let db = support::database().await;
+    // The system accepts the connection, and nobody answers the handshake.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let installation = installation(&db);
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let webhook = "allow_private = true\nconnect_timeout = '1500ms'";
+    declare_at(&installation, &url, "", webhook, NO_MERCY);
+    append(&db.pool, &[(1, 1)]).await;
+    let daemon = installation.start_daemon();
+    let first = shows(&installation, "the outage", |status| status["outage"].is_object()).await;
+    let tries = |status: &serde_json::Value| status["outage"]["tries"].as_i64();
+    let mut last = first.clone();
+    while tries(&last) < Some(5) {
+        last = installation.status("hook").await;
+        assert_eq!(last["state"], "waiting", "{last}");
+        assert_eq!(last["outage"]["since"], first["outage"]["since"], "{last}");
+    }
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn an_unknown_host_name_is_an_outage() {
     let db = support::database().await;

@@ -72,6 +72,40 @@ async fn events_that_were_read_are_sent_while_a_commit_waits() {
     daemon.stop().await;
 }
 
+/// It was in no transaction, so that nobody had to end its session: the first sign of it is that a transaction does not begin.
+#[tokio::test]
+async fn an_owner_that_was_frozen_while_it_waited_for_answers_begins_nothing_when_it_wakes() {
+    let db = support::database().await;
+    let receiver =
+        Receiver::start(|_| Reply::After(Duration::from_millis(400), Box::new(Reply::Status(200)))).await;
+    let events: Vec<(u128, i64)> = (1..=40).map(|n| (n as u128, n)).collect();
+    let last = append(&db.pool, &events).await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "concurrency = 2", QUICK);
+    let owner = installation.start_daemon();
+    receiver.receives(1).await;
+    let standby = installation.start_daemon();
+    standby.says("standing by: another daemon owns the processor").await;
+    let worker = owner.child("hook", 1).await;
+    let sent = receiver.received().len();
+    receiver.receives(sent + 1).await;
+    // What was answered before is committed by then.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for pid in [owner.pid(), worker] {
+        kill(pid, Signal::SIGSTOP).unwrap();
+    }
+    assert!(receiver.received().len() < 36, "hardly anything is left to send");
+    reaches(&db.pool, "hook", last).await;
+    let sent = receiver.received().len();
+    for pid in [worker, owner.pid()] {
+        kill(pid, Signal::SIGCONT).unwrap();
+    }
+    owner.says("standing by: another daemon owns the processor").await;
+    assert_eq!(receiver.received().len(), sent, "what was sent after later events had been");
+    owner.stop().await;
+    standby.stop().await;
+}
+
 #[tokio::test]
 async fn an_owner_that_was_frozen_begins_nothing_when_it_wakes() {
     let db = support::database().await;

@@ -1,7 +1,7 @@
 //! Retries under a killed worker, across databases, and of what fails where no event is named.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use espd::internals::processor::{BatchRequest, Outcome, Processor as _, Work};
 use espd::internals::retry::OnFailure;
@@ -196,6 +196,7 @@ async fn a_dead_letter_that_was_discarded_meanwhile_is_not_handled() {
         work: Work::DeadLetter(event.into()),
         limits,
         lease: LEASE,
+        leased_at: Instant::now(),
         mark: None,
         keeps_session: true,
     };
