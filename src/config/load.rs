@@ -80,7 +80,9 @@ impl Reader<'_> {
             read_sections(file, config);
             self.settings_are_sound.set(self.diagnostics.is_empty());
             read_declarations(file, config);
-            included = file.value("include").map(|patterns| expand(&patterns, path)).unwrap_or_default();
+            let patterns = file.value("include");
+            config.includes = patterns.is_some();
+            included = patterns.map(|patterns| expand(&patterns, path)).unwrap_or_default();
         });
         included
     }

@@ -63,6 +63,8 @@ pub(crate) type LookUp<'l> = &'l dyn Fn(&str) -> Option<String>;
 pub struct Config {
     /// The files that it was read from, the main file first. Empty without a file.
     pub files: Vec<PathBuf>,
+    /// Whether the main file names others in `include`, even if there are none.
+    pub includes: bool,
     /// Where the events are.
     pub event_store: EventStoreSettings,
     /// Where the projectors' tables are.

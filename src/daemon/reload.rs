@@ -141,7 +141,10 @@ impl Configured {
     /// Why the configuration cannot be used.
     fn accept(&self, mut config: Config) -> Result<Config, Vec<String>> {
         let mut faults = add_registered(&mut config, &self.registry).err().unwrap_or_default();
-        if config.processors.is_empty() {
+        // What runs processors does not lose all of them by a mistake.
+        if config.processors.is_empty()
+            && (!self.config.processors.is_empty() || !self.only_schedules(&config))
+        {
             faults.push(NO_PROCESSOR.to_owned());
         }
         if config.event_store.url.is_none() {
@@ -159,8 +162,24 @@ impl Configured {
     }
 
     /// Fails if there is nothing to run.
-    pub(super) fn require_processors(&self) -> Result<(), Exit> {
-        if self.config.processors.is_empty() { Err(Exit::configuration(NO_PROCESSOR)) } else { Ok(()) }
+    pub(super) fn require_work(&self) -> Result<(), Exit> {
+        if !self.config.processors.is_empty() {
+            return Ok(());
+        }
+        if !self.only_schedules(&self.config) {
+            return Err(Exit::configuration(NO_PROCESSOR));
+        }
+        warn!(
+            "no processor is declared: the daemon appends the events that are scheduled, and does nothing else"
+        );
+        Ok(())
+    }
+
+    /// Whether a configuration without processors is meant so: it names a database to whose store espd appends what is scheduled, and
+    /// neither other files nor a program that should have processors.
+    fn only_schedules(&self, config: &Config) -> bool {
+        let is_meant = !config.includes && self.private.is_none() && self.registry.is_empty();
+        is_meant && WorkerTablePlace::of(config).is_some_and(|place| place.scheduler.is_some())
     }
 }
 

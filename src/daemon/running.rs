@@ -133,7 +133,7 @@ async fn supervise(
     requests: mpsc::Receiver<Request>,
     sinks: StatusSinks<'_>,
 ) -> anyhow::Result<Afterwards> {
-    configured.require_processors()?;
+    configured.require_work()?;
     require_own_tables(&configured.config)?;
     let (executable, starts_again) = (configured.executable.take(), Cell::new(false));
     let owner = Owner::generate();

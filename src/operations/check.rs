@@ -275,5 +275,9 @@ fn count(config: &Config) -> String {
     };
     let counts: Vec<String> =
         [ProcessorKind::Projector, ProcessorKind::Reactor].into_iter().filter_map(of).collect();
-    if counts.is_empty() { "no processor is declared".to_owned() } else { counts.join(", ") }
+    match counts.as_slice() {
+        [] if config.includes => "no processor is declared".to_owned(),
+        [] => "no processor is declared: a daemon appends scheduled events only".to_owned(),
+        _ => counts.join(", "),
+    }
 }

@@ -2,6 +2,7 @@
 
 mod deployment;
 mod log;
+mod only_scheduled;
 mod positions;
 mod preconditions;
 mod reload;

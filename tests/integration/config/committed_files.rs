@@ -28,6 +28,7 @@ fn the_committed_examples_are_valid() {
 fn the_example_shows_the_defaults() {
     let Config {
         files,
+        includes,
         event_store,
         projections,
         runner,
@@ -44,7 +45,7 @@ fn the_example_shows_the_defaults() {
     } = espd_example();
     let default = Config::default();
     assert_eq!((files.len(), processors.len(), upcasts.len(), said.len()), (4, 8, 1, 1));
-    assert_eq!((events.len(), events[0].is_checked), (1, false));
+    assert_eq!((includes, events.len(), events[0].is_checked), (true, 1, false));
     assert_eq!(event_store.layout, default.event_store.layout);
     assert_eq!(event_store.schema, default.event_store.schema);
     assert_eq!(projections, default.projections);
