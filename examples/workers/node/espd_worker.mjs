@@ -19,20 +19,53 @@ export class Exact {
   valueOf() { throw new RangeError(`${this.digits} is no JavaScript number: use its digits`); }
 }
 
-/** Strings, so that no number is looked for in them, and numbers. */
-const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+/** Numbers, and where strings begin, in which no number is looked for. */
+const TOKENS = /"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+
+const isKept = (digits) => String(Number(digits)) === digits.replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+
+/** Where the string ends that begins at `start`. It may have millions of characters, at which a regular expression gives up. */
+function endOfString(text, start) {
+  for (let end = start; ; ) {
+    end = text.indexOf('"', end + 1);
+    if (end < 0) return text.length;
+    let escapes = end;
+    while (text[escapes - 1] === "\\") escapes--;
+    if ((end - escapes) % 2 === 0) return end + 1;
+  }
+}
 
 /** Parses a message. A number that would be rounded becomes an Exact. */
 function parse(text) {
-  const isKept = (token) => token[0] === '"' || String(Number(token)) === token.replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
-  const marked = text.replace(TOKENS, (token) => (isKept(token) ? token : `{"\\u0000exact":"${token}"}`));
-  return JSON.parse(marked, (_, value) => (value?.["\0exact"] === undefined ? value : new Exact(value["\0exact"])));
+  let [marked, kept] = ["", 0];
+  TOKENS.lastIndex = 0;
+  for (let token; (token = TOKENS.exec(text)); ) {
+    if (token[0] === '"') {
+      TOKENS.lastIndex = endOfString(text, token.index);
+    } else if (!isKept(token[0])) {
+      marked += `${text.slice(kept, token.index)}{"\\u0000exact":"${token[0]}"}`;
+      kept = TOKENS.lastIndex;
+    }
+  }
+  return kept === 0 ? JSON.parse(text) : unmark(JSON.parse(marked + text.slice(kept)));
 }
 
-/** Writes messages, and waits where the pipe is full. */
+/** Puts an Exact in the place of every number that was marked; not by recursion, because bodies may be nested deeply. */
+function unmark(message) {
+  const holders = [message];
+  for (const holder of holders) {
+    for (const [key, value] of Object.entries(holder)) {
+      const digits = value?.["\0exact"];
+      if (digits !== undefined) holder[key] = new Exact(digits);
+      else if (typeof value === "object" && value !== null) holders.push(value);
+    }
+  }
+  return message;
+}
+
+/** Writes messages, which are JSON, and waits where the pipe is full. */
 async function say(messages) {
-  const text = messages.map((message) => JSON.stringify(message) + "\n").join("");
-  if (!process.stdout.write(text)) await once(process.stdout, "drain");
+  if (!process.stdout.write(messages.map((message) => message + "\n").join(""))) await once(process.stdout, "drain");
 }
 
 /** What may be done about the event at hand. It is done when the event is, together with its position. */
@@ -51,7 +84,7 @@ class Espd {
   cancel(key) { this.actions.push({ cancel: key }); }
   /** The row with this key as the events before have left it, or null. */
   async read(table, key) {
-    await say([...this.answers.splice(0), { read: table, key }]);
+    await say([...this.answers.splice(0), JSON.stringify({ read: table, key })]);
     return (await hear()).row;
   }
 }
@@ -59,7 +92,7 @@ class Espd {
 /** Handles batch after batch, until espd has no more. */
 export async function run(handle) {
   await hear(); // hello
-  await say([{ ready: 1 }]);
+  await say(['{"ready":1}']);
   for (let message = await hear(); message; message = await hear()) {
     const answers = [];
     answers.push(await handleAll(message, handle, answers));
@@ -69,13 +102,15 @@ export async function run(handle) {
 
 async function handleAll({ batch, events }, handle, answers) {
   for (const event of events) {
-    const espd = new Espd(answers);
+    const [espd, { id }] = [new Espd(answers), event];
     try {
       await handle(event, espd);
+      // An id may have more digits than a number, and is written as one all the same.
+      answers.push(`{"done":${id},"actions":${JSON.stringify(espd.actions)}}`);
     } catch (error) {
-      return { failed: event.id, error: String(error), detail: error?.stack };
+      const said = JSON.stringify({ error: String(error), detail: error?.stack });
+      return `{"failed":${id},${said.slice(1)}`;
     }
-    answers.push({ done: event.id, actions: espd.actions });
   }
-  return { end: batch };
+  return JSON.stringify({ end: batch });
 }

@@ -35,6 +35,12 @@ class Espd:
         return decode(sys.stdin.readline())["row"]
 
 
+# Bodies may be nested deeply, and integers have thousands of digits.
+sys.setrecursionlimit(20_000)
+if hasattr(sys, "set_int_max_str_digits"):
+    sys.set_int_max_str_digits(0)
+
+
 def decode(line):
     """A message; numbers with a fraction keep all their digits."""
     return json.loads(line, parse_float=Decimal)
@@ -59,7 +65,11 @@ MARKED = re.compile(r'"\\u0000([^"]*)\\u0000"')
 
 
 def send(message, flush=False):
-    sys.stdout.write(encode(message) + "\n")
+    write(encode(message), flush)
+
+
+def write(line, flush=False):
+    sys.stdout.write(line + "\n")
     if flush:
         sys.stdout.flush()
 
@@ -74,10 +84,11 @@ def run(handle):
             espd = Espd()
             try:
                 handle(event, espd)
+                answer = encode({"done": event["id"], "actions": espd.actions})
             except Exception as error:
                 detail = traceback.format_exc()
                 send({"failed": event["id"], "error": f"{type(error).__name__}: {error}", "detail": detail}, flush=True)
                 break
-            send({"done": event["id"], "actions": espd.actions})
+            write(answer)
         else:
             send({"end": batch["batch"]}, flush=True)

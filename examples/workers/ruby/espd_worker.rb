@@ -35,10 +35,11 @@ class EspdWorker
     self.class.parse($stdin.gets)["row"]
   end
 
-  def self.parse(line) = JSON.parse(line, decimal_class: BigDecimal)
+  # Bodies may be nested as deeply as they like.
+  def self.parse(line) = JSON.parse(line, decimal_class: BigDecimal, max_nesting: false)
 
   def self.tell(message, flush: false)
-    $stdout.write(JSON.generate(message), "\n")
+    $stdout.write(JSON.generate(message, max_nesting: 0), "\n")
     $stdout.flush if flush
   end
 
