@@ -258,19 +258,23 @@ async fn end_session(session: ProgramSession, error: SessionError) -> Failure {
             let tail = session.kill().await;
             (format!("the program {what}"), tail.clone(), tail)
         }
-        SessionError::GaveUp { error, detail } => (error, detail, session.stop().await),
+        SessionError::GaveUp { error, detail } => {
+            let said = Some(error).filter(|error| !error.trim().is_empty());
+            let error = said.unwrap_or_else(|| "the program has failed and gives no reason".to_owned());
+            (error, detail, session.stop().await)
+        }
         SessionError::Refused(failure) => {
-            return Failure { stderr: session.stop().await.as_deref().and_then(last_line), ..*failure };
+            return Failure { stderr: session.stop().await.as_deref().and_then(last_words), ..*failure };
         }
     };
     let short = |text: String| text.chars().take(TEXT_MAX).collect::<String>();
-    let stderr = tail.as_deref().and_then(last_line);
+    let stderr = tail.as_deref().and_then(last_words);
     Failure { detail: detail.map(short), stderr, ..Failure::of_processor(short(message)) }
 }
 
-/// The last line of what a program has written to its standard error, without control characters.
-fn last_line(tail: &str) -> Option<String> {
-    let line = tail.lines().rfind(|line| !line.trim().is_empty())?;
+/// What a program has written last to its standard error of what is wrong, in one line, without control characters.
+fn last_words(tail: &str) -> Option<String> {
+    let line = stderr::find_telling(tail)?;
     Some(line.chars().filter(|character| !character.is_control()).take(STDERR_LINE_MAX).collect())
 }
 

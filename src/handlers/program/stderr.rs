@@ -36,9 +36,25 @@ impl StderrTail {
             lines.len() > TAIL_LINES_MAX || lines.iter().map(String::len).sum::<usize>() > TAIL_BYTES_MAX
         };
         while lines.len() > 1 && is_too_long(&lines) {
-            lines.pop_front();
+            // Frames follow after what is wrong in some languages, any number of them.
+            let is_first_telling = lines.iter().rposition(|line| tells_what(line)) == Some(0);
+            lines.remove(usize::from(is_first_telling));
         }
     }
+}
+
+/// The last line of a program's last lines that says what is wrong, if there is one, and otherwise the last line.
+pub(super) fn find_telling(tail: &str) -> Option<&str> {
+    let lines = || tail.lines().filter(|line| !line.trim().is_empty());
+    lines().rfind(|line| tells_what(line)).or_else(|| lines().next_back())
+}
+
+/// Whether a line may say what is wrong. Frames do not, which are indented where they follow after that (Node, Ruby, the JVM), nor does
+/// the end of what Node writes: the fields of an error object, and its own version.
+fn tells_what(line: &str) -> bool {
+    let is_version =
+        || line.strip_prefix("Node.js v").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    !line.starts_with(char::is_whitespace) && line.contains(char::is_alphanumeric) && !is_version()
 }
 
 /// Logs what a program writes to standard error, until the pipe closes.
@@ -113,6 +129,30 @@ mod tests {
         let whole = line.add(b"end\n").unwrap();
         assert_eq!(whole, format!("{} …", "x".repeat(LINE_MAX)));
         assert_eq!(line.add(b"short\n").as_deref(), Some("short"));
+    }
+
+    #[tokio::test]
+    async fn the_line_that_says_what_is_wrong_is_found_and_kept() {
+        let frames = |indent: &str| (0..20).map(|n| format!("{indent}frame {n}\n")).collect::<String>();
+        for (written, told) in [
+            ("warning\nValueError: x\n".to_owned(), "ValueError: x"),
+            ("  File \"x.py\"\n    raise\nValueError: x\n".to_owned(), "ValueError: x"),
+            (format!("x.rb:5:in `y': x (KeyError)\n{}", frames("\tfrom ")), "x.rb:5:in `y': x (KeyError)"),
+            (
+                format!(
+                    "x.mjs:5\n  throw x\n  ^\n\nError: x\n{} {{\n  code: 'X'\n}}\n\nNode.js v20.20.2\n",
+                    frames("    at ")
+                ),
+                "Error: x",
+            ),
+            ("Node.js v20.20.2\n".to_owned(), "Node.js v20.20.2"),
+            ("  indented\n  only\n".to_owned(), "  only"),
+        ] {
+            let tail = StderrTail::default();
+            forward("p".into(), written.as_bytes(), tail.clone()).await;
+            assert_eq!(find_telling(&tail.read().unwrap()), Some(told), "{written}");
+        }
+        assert_eq!(find_telling("\n"), None);
     }
 
     #[tokio::test]

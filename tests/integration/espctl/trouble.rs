@@ -205,6 +205,6 @@ async fn the_last_line_of_a_programs_standard_error_is_told_with_its_failure() {
     assert_eq!(status["last_error"]["message"], "no ledger", "{status}");
     assert_eq!(status["last_error"]["stderr"], "ledger: connection refused", "{status}");
     let table = installation.espctl(&["status"]).await.printed();
-    assert!(table.contains("last line on standard error: ledger: connection refused"), "{table}");
+    assert!(table.contains("last words on standard error: ledger: connection refused"), "{table}");
     daemon.stop().await;
 }

@@ -118,10 +118,10 @@ fn without_place(failure: &Failure) -> String {
     Failure { place: None, ..failure.clone() }.to_string()
 }
 
-/// The last line that a program wrote to its standard error before the failure.
+/// What a program wrote last to its standard error of what was wrong.
 fn last_words(error: Option<&Failure>) -> String {
     let line = error.and_then(|error| error.stderr.as_ref());
-    line.map_or_else(String::new, |line| format!(" The program's last line on standard error: {line}"))
+    line.map_or_else(String::new, |line| format!(" The program's last words on standard error: {line}"))
 }
 
 fn of_takeover(status: &ProcessorStatus) -> Advice {
