@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use sqlx::Connection as _;
 use uuid::Uuid;
 
+use crate::espctl::moment::parse_time;
 use crate::espctl::output;
 use crate::event::{Appended, ExpectedVersion, NewEvent, Position, Tag};
 use crate::operations::databases::Databases;
@@ -38,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long = "if", value_name = "CONDITION", conflicts_with_all = ["each", "at"], value_parser = parse_condition)]
     condition: Option<AppendCondition>,
     /// Append at this time (RFC 3339) instead of now, and print the uuids that the events will have
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     at: Option<DateTime<Utc>>,
     /// Name what is scheduled: it replaces what was scheduled under this key, and can be cancelled by it
     #[arg(long, value_name = "KEY", requires = "at", conflicts_with = "each")]

@@ -1,4 +1,4 @@
-//! Moments of the past on the command line.
+//! Times on the command line, most of them of the past.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -16,6 +16,14 @@ pub(super) fn parse_moment(text: &str) -> Result<DateTime<Utc>, String> {
     })
 }
 
+/// A time that may be to come.
+///
+/// # Errors
+/// What to write instead.
+pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
+    text.parse().map_err(|_| "write a time with a zone like 2026-01-31T18:00:00Z (RFC 3339)".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +36,7 @@ mod tests {
         assert!((3_600..3_660).contains(&ago.num_seconds()), "{ago}");
         for wrong in ["", "yesterday", "2026-01-31", "-1h", "99999999999d"] {
             assert!(parse_moment(wrong).unwrap_err().contains("RFC 3339"), "{wrong}");
+            assert!(parse_time(wrong).unwrap_err().contains("RFC 3339"), "{wrong}");
         }
     }
 }
