@@ -126,6 +126,60 @@ async fn a_row_keeps_the_digits_of_its_numbers_in_the_libraries_of_the_examples(
     }
 }
 
+/// A worker that notes what it gets.
+const NOTING_PYTHON: &str = "import sys\nsys.path.insert(0, sys.argv[1])\nimport espd_worker\n\
+    def handle(event, espd):\n    \
+        espd.upsert('seen', id=event['id'], body=event['body'])\n\
+    espd_worker.run(handle)\n";
+const NOTING_NODE: &str = "const { run } = await import(`${process.argv[2]}/espd_worker.mjs`);\n\
+    await run(async (event, espd) => espd.upsert('seen', { id: event.id, body: event.body }));\n";
+const NOTING_RUBY: &str = "require File.join(ARGV[0], 'espd_worker')\n\
+    EspdWorker.run { |event, espd| espd.upsert('seen', { 'id' => event['id'], 'body' => event['body'] }) }\n";
+
+/// Has a worker note long texts, deep nests, long integers, and ids that JavaScript would round.
+async fn handles_large_bodies(language: &str, interpreter: &str, script: &str) {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    // Node goes by the name.
+    let name = if language == "node" { "noting.mjs" } else { "noting" };
+    std::fs::write(installation.path().join("processors").join(name), script).unwrap();
+    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/workers").join(language);
+    let declaration = format!(
+        "[projector]\nname = 'seen'\nevents = ['A']\ncommand = ['{interpreter}', '{name}', '{}']\n\
+         [projector.tables]\nseen = 'id bigint primary key, body jsonb not null'\n",
+        library.display()
+    );
+    installation.declare("seen", &declaration);
+    let append = "
+        insert into espd.events (aggregate_id, type, version, body)
+        select gen_random_uuid(), 'A', 1, body::jsonb from (values
+          (1, '{\"n\": 1}'),
+          (2, '\"' || repeat('\\\"a\\\\', 1000000) || repeat('x 1', 3000000) || '\"'),
+          (3, repeat('[', 1500) || '12345678901234567890' || repeat(']', 1500)),
+          (4, repeat('9', 5000))) as events (n, body) order by n";
+    sqlx::query("select setval('espd.events_id_seq', 9007199254740992)").execute(&db.pool).await.unwrap();
+    sqlx::query(append).execute(&db.pool).await.unwrap();
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "seen", 9_007_199_254_740_996).await;
+    daemon.stop().await;
+    // In Node, a number that would be rounded is a text of its digits.
+    let same = "select count(*) from seen join espd.events as e using (id)
+        where length(seen.body::text) - length(e.body::text) in (0, 2) and left(seen.body::text, 9) <> '\"[object'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(same).fetch_one(&db.pool).await.unwrap(), 4, "{language}");
+}
+
+#[tokio::test]
+async fn the_libraries_of_the_examples_handle_large_bodies_and_ids() {
+    handles_large_bodies("python", "python3", NOTING_PYTHON).await;
+    handles_large_bodies("node", "node", NOTING_NODE).await;
+}
+
+#[tokio::test]
+#[ignore = "needs ruby: ./bin/test and ./.ci/run have it and run this"]
+async fn the_library_in_ruby_handles_large_bodies_and_ids() {
+    handles_large_bodies("ruby", "ruby", NOTING_RUBY).await;
+}
+
 #[tokio::test]
 #[ignore = "needs python3: ./bin/test and ./.ci/run have it and run this"]
 async fn the_workers_in_python_agree_with_sql() {
