@@ -202,13 +202,14 @@ impl Client {
             return failure;
         }
         let time = (after + WATCHED_LONGER).min(self.connect_timeout).min(self.timeout / 4);
-        match self.connect_and_watch(time).await {
-            Ok(Err(closed)) => {
-                self.watch_for(Some(time));
-                closed.into_error()
-            }
-            Ok(Ok(_)) | Err(_) => failure,
-        }
+        let away = match self.connect_and_watch(time).await {
+            Ok(Ok(_)) => return failure,
+            Ok(Err(closed)) => closed.into_error(),
+            // One that is reset may be so while it is made.
+            Err(unreachable) => unreachable,
+        };
+        self.watch_for(Some(time));
+        away
     }
 
     fn watch_for(&self, time: Option<Duration>) {
