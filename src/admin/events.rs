@@ -21,8 +21,8 @@ use super::answer::{self, Answer, ApiError};
 use super::dead_letters::{parse_or, refuse, refuse_nul};
 use super::deadline::Deadline;
 use crate::config::Config;
-use crate::event::{Event, Position};
-use crate::operations::event_streams::{EventStreams, OpenStream};
+use crate::event::Position;
+use crate::operations::event_streams::{EventStreams, OpenStream, StreamedEvent};
 use crate::shutdown::Shutdown;
 
 /// Streams at a time: half of the connections, so that streams cannot lock out probes.
@@ -148,10 +148,10 @@ impl Sender {
 }
 
 /// One event: its position as the id, and the object that `espctl events --json` prints.
-fn message(event: &Event) -> String {
+fn message(event: &StreamedEvent) -> String {
     // The type is not the name of the message: any text can be a type, and browsers hand unnamed ones to `onmessage`.
     match serde_json::to_string(event) {
-        Ok(json) => format!("id: {}\n{}\n", event.id, data(&json)),
+        Ok(json) => format!("id: {}\n{}\n", event.position(), data(&json)),
         Err(error) => fault(&error.to_string()),
     }
 }

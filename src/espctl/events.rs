@@ -106,7 +106,7 @@ const PAGE_EVENTS: i64 = 500;
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
-    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    let store = databases.stored_events();
     if arguments.condition {
         return print_condition(&arguments, &store).await;
     }

@@ -12,7 +12,7 @@ use crate::espctl::output;
 use crate::event::{Event, Position};
 use crate::operations::databases::Databases;
 use crate::operations::trace::{Letter, OpenEffect, Pending, WholeTrace};
-use crate::store::{EventStore as _, PostgresEventStore, TraceLimits};
+use crate::store::{EventStore as _, TraceLimits};
 use crate::visible::in_one_line;
 
 #[derive(Args)]
@@ -67,7 +67,7 @@ async fn identify(event: &str, databases: &Databases) -> anyhow::Result<Uuid> {
     }
     let position = event.parse().map(Position::new).ok().filter(|position| *position > Position::START);
     let position = position.with_context(|| format!("{event} is neither a uuid nor a position"))?;
-    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+    let store = databases.stored_events();
     let found = store.read_after(position.previous(), Some(position), None, 1).await?;
     let found = found.first().with_context(|| format!("there is no event at position {position}"))?;
     Ok(found.uuid)

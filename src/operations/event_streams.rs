@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
+use serde::Serialize;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Mutex;
 use tracing::debug;
@@ -12,6 +13,7 @@ use tracing::debug;
 use crate::config::Config;
 use crate::event::{Event, Position};
 use crate::postgres::error::chain;
+use crate::postgres::sqlstate::describe;
 use crate::store::{EventStream, Layout, PostgresEventStore, ReadError};
 
 /// Connections that read pages for all streams.
@@ -52,7 +54,7 @@ impl EventStreams {
                 store
             }
         };
-        Ok(OpenStream { events: store.subscribe(types, after) })
+        Ok(OpenStream { events: store.subscribe(types, after), store })
     }
 }
 
@@ -72,17 +74,48 @@ fn make_store(config: &Config) -> anyhow::Result<PostgresEventStore> {
 #[derive(Debug)]
 pub(crate) struct OpenStream {
     events: EventStream,
+    store: PostgresEventStore,
+}
+
+/// An event of a stream. The field names are an interface.
+#[derive(Debug, Serialize)]
+pub(crate) struct StreamedEvent {
+    #[serde(flatten)]
+    event: Event,
+    /// Why no handler could read the event, which is as it is stored then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<String>,
+}
+
+impl StreamedEvent {
+    /// Where the event is in the store.
+    pub(crate) fn position(&self) -> Position {
+        self.event.id
+    }
 }
 
 impl OpenStream {
-    /// The next event. What is an error of the moment is waited out.
+    /// The next event. What is an error of the moment is waited out, and an event that no handler could read is shown as it is
+    /// stored: who only looks must not be kept from the events behind it.
     ///
     /// # Errors
     /// Why the store cannot be followed.
-    pub(crate) async fn next(&mut self) -> Result<Event, String> {
+    pub(crate) async fn next(&mut self) -> Result<StreamedEvent, String> {
         loop {
             match self.events.next().await {
-                Some(Ok(event)) => return Ok(event),
+                Some(Ok(event)) => return Ok(StreamedEvent { event, unreadable: None }),
+                Some(Err(ReadError::Unreadable { position, source })) => {
+                    match self.store.read_as_stored(position).await {
+                        Ok(stored) => {
+                            self.events.pass_over(position);
+                            let unreadable = Some(describe(&source));
+                            if let Some(event) = stored {
+                                return Ok(StreamedEvent { event, unreadable });
+                            }
+                        }
+                        Err(error) => debug!(error = chain(&error), "a stream of events waits"),
+                    }
+                }
                 Some(Err(error @ (ReadError::Unfollowable { .. } | ReadError::GoneBack { .. }))) => {
                     return Err(error.to_string());
                 }

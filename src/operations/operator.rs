@@ -391,7 +391,7 @@ impl Operator<'_> {
     }
 
     fn store(&self) -> PostgresEventStore {
-        PostgresEventStore::new(self.databases.events.clone(), self.databases.layout.clone())
+        self.databases.stored_events()
     }
 }
 

@@ -8,7 +8,7 @@ use crate::event::StoredTime;
 use crate::operations::databases::Databases;
 use crate::postgres::row::from_row;
 use crate::store::layout::CreatedBy;
-use crate::store::{PostgresEventStore, Trace, TraceLimits, trace};
+use crate::store::{Trace, TraceLimits, trace};
 
 /// The most rows of a kind that are shown.
 const SHOWN_MAX: i64 = 200;
@@ -75,7 +75,7 @@ impl WholeTrace {
         asked: Uuid,
         limits: TraceLimits,
     ) -> anyhow::Result<Option<Self>> {
-        let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
+        let store = databases.stored_events();
         let mut found = trace(&store, asked, limits).await?;
         if found.is_none()
             && let Some(cause) = Waiting(databases).find_cause_of_pending(asked).await?

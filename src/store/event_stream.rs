@@ -48,6 +48,8 @@ pub struct EventStream {
     begun: watch::Receiver<bool>,
     /// Written by the follower, read by the consumer.
     position: Arc<AtomicI64>,
+    /// The last event that the consumer does without; written by the consumer, read by the follower.
+    passed_over: Arc<AtomicI64>,
 }
 
 impl EventStream {
@@ -70,6 +72,12 @@ impl EventStream {
         }
     }
 
+    /// Has the stream go on after an event that it could not read.
+    pub(crate) fn pass_over(&mut self, position: Position) {
+        self.passed_over.store(position.get(), Ordering::Relaxed);
+        self.position.fetch_max(position.get(), Ordering::Relaxed);
+    }
+
     /// The events that `subscription` lets be read, of the given types (`None`: all), after a position (`None`: what is
     /// settled now).
     /// `watch` begins to watch the store, also again where the runtime has ended in which that was done before.
@@ -81,6 +89,7 @@ impl EventStream {
     ) -> Self {
         let watching = watch();
         let position = Arc::new(AtomicI64::new(after.unwrap_or_default().get()));
+        let passed_over = Arc::<AtomicI64>::default();
         let (never, stop) = shutdown::channel();
         let (begins, begun) = watch::channel(after.is_some());
         let follower = Follower {
@@ -92,7 +101,9 @@ impl EventStream {
             next: after,
             begins,
             page: VecDeque::new(),
+            page_events: PAGE_EVENTS,
             passed: Arc::clone(&position),
+            passed_over: Arc::clone(&passed_over),
             last: None,
             must_compare: false,
             failures: Retry::new(RetryPolicy::infrastructure()),
@@ -100,7 +111,7 @@ impl EventStream {
             stop: (never, stop),
         };
         let step = |mut follower: Follower| async { Some((follower.next_event().await, follower)) };
-        Self { events: stream::unfold(follower, step).boxed().peekable(), begun, position }
+        Self { events: stream::unfold(follower, step).boxed().peekable(), begun, position, passed_over }
     }
 }
 
@@ -130,7 +141,10 @@ struct Follower {
     /// Told where the stream begins.
     begins: watch::Sender<bool>,
     page: VecDeque<Event>,
+    /// The most events of the next page: fewer, while there is one among them that cannot be read.
+    page_events: i64,
     passed: Arc<AtomicI64>,
+    passed_over: Arc<AtomicI64>,
     /// The last event that was yielded.
     last: Option<(Position, Uuid)>,
     /// Whether the watcher has connected anew, perhaps to a store that lacks what was yielded.
@@ -144,6 +158,12 @@ struct Follower {
 
 impl Follower {
     async fn next_event(&mut self) -> Result<Event, ReadError> {
+        let passed_over = Position::new(self.passed_over.load(Ordering::Relaxed));
+        if self.next.is_some_and(|next| next < passed_over) {
+            self.next = Some(passed_over);
+            self.delay = None;
+            self.failures.succeeded();
+        }
         if let Some(delay) = self.delay.take() {
             tokio::time::sleep(delay).await;
         }
@@ -174,8 +194,18 @@ impl Follower {
 
     async fn read_page(&mut self, upto: Position) -> Result<(), ReadError> {
         let after = self.next.unwrap_or_default();
-        let page = self.store.read_after(after, Some(upto), self.types.as_deref(), PAGE_EVENTS).await?;
-        let is_full = page.len() as i64 == PAGE_EVENTS;
+        let limit = self.page_events;
+        let page = match self.store.read_after(after, Some(upto), self.types.as_deref(), limit).await {
+            // Whoever follows gets the events before the one that cannot be read.
+            Err(error) if error.is_of_an_event() && limit > 1 => {
+                self.page_events = limit / 2;
+                return Ok(());
+            }
+            Err(error) if error.is_of_an_event() => return Err(self.name_event(after, error).await),
+            read => read?,
+        };
+        self.page_events = PAGE_EVENTS.min(limit * 2);
+        let is_full = page.len() as i64 == limit;
         let end = page.last().filter(|_| is_full).map_or(upto, |last| last.id);
         self.next = Some(end);
         self.page = page.into();
@@ -207,6 +237,18 @@ impl Follower {
             self.watching = (self.watch)();
             self.subscription = self.watching.subscription();
             self.must_compare = true;
+        }
+    }
+
+    /// The same error with the event that it is about: the next one.
+    async fn name_event(&self, after: Position, error: ReadError) -> ReadError {
+        let next = match self.store.as_postgres() {
+            Some(store) => store.find_next_id(after, self.types.as_deref()).await,
+            None => Ok(None),
+        };
+        match (next, error) {
+            (Ok(Some(position)), ReadError::Database(source)) => ReadError::Unreadable { position, source },
+            (_, error) => error,
         }
     }
 

@@ -22,6 +22,19 @@ pub(super) fn normalize(json: &str) -> Result<String, &'static str> {
     Rewriter { rest: json, open: Vec::new(), write_number: |number| number }.rewrite()
 }
 
+/// The same JSON without white space between its parts, and so on one line.
+pub(super) fn without_white_space(json: &str) -> String {
+    let (mut written, mut rest) = (String::with_capacity(json.len()), json);
+    while let Some(first) = rest.chars().next() {
+        let length = if first == '"' { string_length(rest) } else { first.len_utf8() };
+        if !first.is_ascii_whitespace() {
+            written.push_str(&rest[..length]);
+        }
+        rest = &rest[length..];
+    }
+    written
+}
+
 /// Whether jsonb takes the two for equal: as [`normalize`], and 1.0 is 1.
 pub(super) fn are_equal(one: &str, other: &str) -> bool {
     let comparable =
@@ -262,6 +275,12 @@ mod tests {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(normalize(&nested(DEPTH_MAX)).is_ok());
         assert!(normalize(&nested(DEPTH_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn white_space_between_the_parts_is_left_out() {
+        let json = "{ \"a b\\\" \\u0000\" :\n [1 ,\t\"é \"] }\r\n";
+        assert_eq!(without_white_space(json), r#"{"a b\" \u0000":[1,"é "]}"#);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod espd;
 mod event_sourcery;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 pub use self::event_sourcery::EventSourceryNames;
 use crate::event::Event;
@@ -15,6 +16,7 @@ use crate::postgres::name::SchemaName;
 pub use crate::schema::EspdNames;
 #[cfg(feature = "daemon")]
 use crate::schema::renaming::rename;
+use crate::store::jsonb;
 use crate::store::upcast::{Upcast, finish};
 
 /// Which layout a store has, with the names in it that espd does not choose.
@@ -60,6 +62,8 @@ pub(crate) struct Source {
     pub(crate) table: String,
     /// What stands behind `from`, with the ten columns of an event in espd's own types, upcasts applied.
     sql: String,
+    /// The same without upcasts and with JSON as it is stored, which reading cannot fail at.
+    as_stored: String,
     /// The columns that the table must have, each with the types that it may have, joined by ` or `.
     pub(crate) columns: &'static [(&'static str, &'static str)],
     /// The layers that old events are read through, from the table up.
@@ -105,6 +109,8 @@ pub(crate) enum Bodies {
     Jsonb,
     /// As `json`, or as either. `jsonb` may refuse such a text, for example one with a zero character.
     Json,
+    /// As `Json`, and read as that: see [`Layout::reading_as_stored`].
+    JsonAsStored,
 }
 
 /// How espd appends to a store.
@@ -155,8 +161,10 @@ pub(crate) struct Framework {
 pub(crate) struct Positions {
     /// Name of the table that has them, for people.
     pub(crate) table: String,
-    /// A query that yields, for each processor, `name` (text), `position` (bigint, the last event that it has handled)
-    /// and `pid` (integer, the session in which it runs at this moment; null if it does not).
+    /// The same table, qualified and quoted.
+    pub(crate) qualified: String,
+    /// A query that yields, for each processor, `name` (text), `position` (bigint, the last event that it has handled; null if
+    /// the table does not say) and `pid` (integer, the session in which it runs at this moment; null if it does not).
     pub(crate) query: String,
 }
 
@@ -191,6 +199,18 @@ impl Layout {
         self
     }
 
+    /// The same layout without upcasts, in which every event can be read, also one that `jsonb` cannot hold: for people who look at
+    /// what is stored. An event that `jsonb` can hold is read as in the layout itself.
+    #[must_use]
+    pub(crate) fn reading_as_stored(mut self) -> Self {
+        self.events.sql.clone_from(&self.events.as_stored);
+        self.events.upcasts.clear();
+        if self.bodies == Bodies::Json {
+            self.bodies = Bodies::JsonAsStored;
+        }
+        self
+    }
+
     /// The layers that old events are read through, from the event table up.
     pub fn upcasts(&self) -> &[Upcast] {
         &self.events.upcasts
@@ -198,6 +218,10 @@ impl Layout {
 
     /// An event as it is read, with the bodies of upcasts that are made in Rust.
     pub(crate) fn finish(&self, event: Event) -> Result<Event, sqlx::Error> {
+        if self.bodies == Bodies::JsonAsStored {
+            let (body, metadata) = (in_one_form(&event.body)?, in_one_form(&event.metadata)?);
+            return Ok(Event { body, metadata, ..event });
+        }
         finish(event, self.upcasts())
     }
 
@@ -254,6 +278,12 @@ impl Layout {
     pub fn control_channel(&self) -> String {
         own_channel(&self.schema)
     }
+}
+
+/// JSON as `jsonb` gives it back, and what that cannot hold as it is stored, on one line.
+fn in_one_form(json: &RawValue) -> Result<Box<RawValue>, sqlx::Error> {
+    let text = jsonb::normalize(json.get()).unwrap_or_else(|_| jsonb::without_white_space(json.get()));
+    RawValue::from_string(text).map_err(|source| sqlx::Error::Decode(source.into()))
 }
 
 /// espd's channel, for new events and changed trackers.

@@ -60,7 +60,8 @@ use uuid::Uuid;
 
 use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Tag, UniqueKey, Version};
 use crate::postgres::error::chain;
-use crate::postgres::sqlstate::may_succeed_later;
+use crate::postgres::sqlstate::{describe, is_infrastructure_error, may_succeed_later};
+use crate::store::upcast::UpcastFailure;
 
 pub(crate) use appended_hook::AppendedClosure;
 pub use codec::BodyCodec;
@@ -340,6 +341,15 @@ pub enum ReadError {
         /// What the codec says.
         reason: String,
     },
+    /// An event cannot be read as readers see it: `jsonb` cannot hold its body, or an upcast fails. It stays so until the event or
+    /// the upcast is another one; who can do without the event subscribes after it.
+    #[error("event {position} cannot be read: {}", describe(.source))]
+    Unreadable {
+        /// Which event.
+        position: Position,
+        /// What the database or the upcast says.
+        source: sqlx::Error,
+    },
     /// The store cannot answer such a question.
     #[error("{reason}")]
     Refused {
@@ -375,6 +385,11 @@ impl ReadError {
     /// Whether the same read may well succeed when it is repeated later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Database(error) | Self::Beside { source: error, .. } if is_passing(error))
+    }
+
+    /// Whether one of the events is why they could not be read.
+    pub(crate) fn is_of_an_event(&self) -> bool {
+        matches!(self, Self::Database(error) if !is_infrastructure_error(error) || UpcastFailure::is_cause_of(error))
     }
 
     /// Whether no connection became free in time.

@@ -417,6 +417,23 @@ impl EventStore for PostgresEventStore {
 }
 
 impl PostgresEventStore {
+    /// The next event of these types after a position, settled or not, without its body.
+    pub(super) async fn find_next_id(
+        &self,
+        position: Position,
+        event_types: Option<&[String]>,
+    ) -> Result<Option<Position>, ReadError> {
+        let query = sqlx::query_scalar(self.statements.find_next_id.clone()).bind(position).bind(event_types);
+        Ok(query.fetch_optional(&self.pool).await?)
+    }
+
+    /// The event at this position as it is stored, whether or not readers could read it.
+    pub(crate) async fn read_as_stored(&self, position: Position) -> Result<Option<Event>, ReadError> {
+        let stored = Self::new(self.pool.clone(), self.layout.as_ref().clone().reading_as_stored());
+        let events = stored.read_after(position.previous(), Some(position), None, 1).await?;
+        Ok(events.into_iter().next())
+    }
+
     /// The event in a row, as it is read through the upcasts.
     pub(super) fn event(&self, row: &PgRow) -> Result<Event, sqlx::Error> {
         self.layout.finish(row::event(row)?)

@@ -54,7 +54,8 @@ impl Layout {
         let table = qualify(&names.schema, &names.events_table)?;
         Ok(Self {
             events: Source {
-                sql: source(&table),
+                sql: source(&table, "jsonb"),
+                as_stored: source(&table, "json"),
                 table: table.clone(),
                 columns: &COLUMNS,
                 upcasts: Vec::new(),
@@ -82,13 +83,13 @@ impl Layout {
 ///
 /// Older versions of the framework have no `correlation_id` or `causation_id`, none has `metadata`. A name that the
 /// inner query does not find in the table means the column of the same name beside it, which holds the default.
-/// So the query needs no knowledge of which columns there are.
-fn source(table: &str) -> String {
+/// So the query needs no knowledge of which columns there are. `json` is the type that bodies are read as.
+fn source(table: &str, json: &str) -> String {
     format!(
         "(select of_table.* \
           from (select null::uuid as correlation_id, null::uuid as causation_id, '{{}}'::jsonb as metadata) as absent \
           cross join lateral (\
-            select id, uuid, aggregate_id, type::text as type, version::bigint as version, body::jsonb as body, metadata::jsonb as metadata, \
+            select id, uuid, aggregate_id, type::text as type, version::bigint as version, body::{json} as body, metadata::{json} as metadata, \
               correlation_id, causation_id, created_at at time zone 'UTC' as created_at \
             from {table}) as of_table)"
     )
@@ -103,9 +104,9 @@ fn positions(names: &EventSourceryNames) -> Result<Positions, InvalidName> {
                   where l.locktype = 'advisory' and l.granted and l.objsubid = 1
                     and l.database = (select oid from pg_database where datname = current_database())
                     and (l.classid::bigint << 32 | l.objid::bigint) = t.id limit 1) as pid
-           from {table} as t"
+           from {table} as t where t.name is not null"
     );
-    Ok(Positions { table: names.tracker_table.clone(), query })
+    Ok(Positions { table: names.tracker_table.clone(), qualified: table, query })
 }
 
 #[cfg(test)]

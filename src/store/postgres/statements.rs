@@ -20,6 +20,7 @@ pub(super) struct Statements {
     pub(super) read_uuids: SqlStr,
     pub(super) find_position_at: SqlStr,
     pub(super) find_latest_id: SqlStr,
+    pub(super) find_next_id: SqlStr,
     /// None where events have no tags.
     pub(super) read_tagged: Option<SqlStr>,
     /// None in a store that espd only reads.
@@ -70,6 +71,13 @@ impl Statements {
                 select id from {events}
                 where $1::text[] is null or type = any ($1)
                 order by id desc
+                limit 1"
+            )),
+            find_next_id: sql(format!(
+                "-- find_next_id
+                select id from {events}
+                where id > $1 and ($2::text[] is null or type = any ($2))
+                order by id
                 limit 1"
             )),
             read_tagged: layout.append.as_ref().map(|_| tagged::read_tagged(layout)),
