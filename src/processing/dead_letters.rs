@@ -14,7 +14,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 use uuid::Uuid;
 
 pub(crate) use announcement::announce_set_aside;
@@ -140,6 +140,25 @@ impl DeadLetters {
             witness_parameters(event.map(|event| Witness { at: event.id, id: event.id, uuid: event.uuid }))
         );
         Ok(simple(statement).fetch_optional(connection).await?.is_some())
+    }
+
+    /// How often an event was tried that is set aside already, and whether later events of its aggregate wait behind it; `None`: it is not
+    /// set aside.
+    pub(crate) async fn find_set_aside(
+        &self,
+        connection: impl PgExecutor<'_>,
+        key: &ProcessorKey,
+        event_id: Position,
+    ) -> Result<Option<(u32, bool)>, sqlx::Error> {
+        let statement = format!(
+            "-- find_set_aside
+             select attempts, blocks from {}.dead_letters as d
+             where (d.processor, d.version, d.partition) = ({}) and event_id = {event_id} and reason = 'failed'",
+            self.schema,
+            key.arguments()
+        );
+        let Some(row) = simple(statement).fetch_optional(connection).await? else { return Ok(None) };
+        Ok(Some((row.try_get::<i32, _>("attempts")?.unsigned_abs(), row.try_get("blocks")?)))
     }
 
     /// Sets an event aside in the caller's transaction, which has locked the tracker and moves the position itself.

@@ -60,6 +60,11 @@ impl Runner {
         connection: &mut PgConnection,
         decision: Decision,
     ) -> Result<Next, sqlx::Error> {
+        if let Decision::Retry(failure) | Decision::Stop(failure) = &decision
+            && let Some((attempts, blocks)) = self.find_set_aside(connection, failure).await?
+        {
+            return self.set_aside(connection, failure.clone(), attempts, blocks).await;
+        }
         match decision {
             Decision::Reclaim => Ok(self.claim_lost()),
             Decision::Reconnect(error) => Err(error),
@@ -87,6 +92,19 @@ impl Runner {
                 self.keep_dead_letter(connection, event_id, &failure).await
             }
         }
+    }
+
+    /// How the failing event was set aside, if it was. No handler gets such an event, so it is one that cannot be read: the position
+    /// has to be moved over it without reading it.
+    async fn find_set_aside(
+        &self,
+        connection: &mut PgConnection,
+        failure: &Failure,
+    ) -> Result<Option<(u32, bool)>, sqlx::Error> {
+        let (Phase::Following(following), Some(id)) = (&self.phase, failure.event_id()) else {
+            return Ok(None);
+        };
+        in_time(self.dead_letters.find_set_aside(connection, &following.claim.key, id)).await
     }
 
     /// Gives the session up, because it may be to blame for a failure.
