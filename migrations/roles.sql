@@ -1,6 +1,6 @@
--- Roles with no more rights than their work needs. Not a migration: run it by hand, as the owner of the schema, after
--- `espctl migrate`, and again after every later one. `espctl roles` prints it with the names of a configuration; under
--- psql say them:
+-- Roles with no more rights than their work needs. Not a migration: run it by hand, as a superuser, or as an owner of the schema
+-- who may also make roles and schemas and grant pg_read_all_stats and pg_signal_backend, after `espctl migrate`, and again after
+-- every later one. `espctl roles` prints it with the names of a configuration; under psql say them:
 --
 --   psql -v ON_ERROR_STOP=1 -v schema=espd -v projections=public -1 -f migrations/roles.sql
 --
@@ -29,8 +29,9 @@ grant select on all sequences in schema :"schema" to espd_reader;
 -- Names the session that holds the horizon back.
 grant pg_read_all_stats to espd_reader;
 
--- Appends, and reads what there is to decide by. No role may update, delete or truncate events, nor choose their ids: an id
--- that the insert has not drawn itself is one that readers may have passed already.
+-- Appends, and reads what there is to decide by. No role may update, delete or truncate events by itself (an operator deletes
+-- those of an aggregate by a function, below), nor choose their ids: an id that the insert has not drawn itself is one that
+-- readers may have passed already.
 grant espd_reader to espd_appender;
 revoke insert on :"schema".events from espd_appender;
 grant insert (uuid, aggregate_id, type, version, body, metadata, causation_id, correlation_id, created_at) on :"schema".events to espd_appender;
@@ -53,6 +54,8 @@ grant insert, update, delete on :"schema".scheduled_events to espd_appender;
 -- these and needs `create` on both.
 grant espd_reader to espd_daemon;
 grant create on schema :"schema" to espd_daemon;
+-- A daemon would make it as well, when it starts for the first time.
+create schema if not exists :"projections";
 grant usage, create on schema :"projections" to espd_daemon;
 grant insert, update, delete on :"schema".trackers to espd_daemon;
 grant insert, update, delete on :"schema".declarations, :"schema".projection_tables, :"schema".workers,

@@ -7,7 +7,7 @@ use crate::espctl::output;
 use crate::postgres::name::{InvalidName, identifier};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::tracker::Trackers;
-use crate::store::layout::{CreatedBy, Layout, Order};
+use crate::store::layout::{CreatedBy, Layout, Order, Positions};
 
 /// The script with psql variables, so that it also runs under psql as it is.
 const ROLES: &str = include_str!("../../migrations/roles.sql");
@@ -17,6 +17,9 @@ const ROLES: &str = include_str!("../../migrations/roles.sql");
 const READER: &str = r#"-- A role that reads the projections, and how far they are. No one logs in as it: grant it to the roles that do.
 do $$ begin
   if not exists (select from pg_roles where rolname = {name}) then create role {reader} nologin; end if;
+end $$;
+do $$ begin
+  if not exists (select from pg_namespace where nspname = {projections_name}) then create schema {projections}; end if;
 end $$;
 grant usage on schema {schema}, {projections} to {reader};
 grant select on {trackers} to {reader};
@@ -49,7 +52,17 @@ fn reader_script(reader: &str, config: &Config) -> anyhow::Result<String> {
         .replace("{reader}", &quote_identifier(reader))
         .replace("{trackers}", Trackers::of(&layout).table())
         .replace("{schema}", &layout.quoted_schema())
+        .replace("{projections_name}", &quote_literal(&config.projections.schema))
         .replace("{projections}", &quote_identifier(&config.projections.schema)))
+}
+
+/// Lets the daemon's role read the positions of the framework's own processors. Their table may be in another database.
+fn grant_positions(Positions { qualified, .. }: &Positions) -> String {
+    format!(
+        "-- What `espctl import-positions` reads. Tables that a processor takes over have to belong to espd_daemon: `alter table … owner to`.\n\
+         do $$ begin\n  if to_regclass({}) is not null then\n    grant select on {qualified} to espd_daemon;\n  end if;\nend $$;",
+        quote_literal(qualified)
+    )
 }
 
 #[derive(Args)]
@@ -96,11 +109,12 @@ pub(crate) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> 
             let schema = quote_identifier(&framework.schema);
             format!(
                 "{}\n\n-- The store of {} is read only.\ngrant usage on schema {schema} to espd_reader;\n\
-                 grant select on {} to espd_reader;\ngrant select on sequence {} to espd_reader;",
+                 grant select on {} to espd_reader;\ngrant select on sequence {} to espd_reader;\n{}",
                 kept.join("\n"),
                 framework.name,
                 layout.events_table(),
-                sequence
+                sequence,
+                layout.positions.as_ref().map_or_else(String::new, grant_positions)
             )
         }
     };

@@ -13,8 +13,11 @@ use crate::event::Position;
 use crate::handlers::sql::adopt_tables;
 use crate::operations::databases::Databases;
 use crate::operations::operator::PATIENCE;
+use crate::postgres::error::explain;
+use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
+use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::tracker::{ProcessorKey, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{ObserveError, observe_once};
@@ -52,17 +55,30 @@ pub(crate) enum ImportError {
     Observe(#[from] ObserveError),
     #[error("a position has changed in the meantime: nothing was done, try again")]
     Changed,
-    #[error("the database does not answer, or refuses")]
-    Database(#[from] sqlx::Error),
+    #[error("the database does not answer, or refuses: {}", explain(.0))]
+    Database(sqlx::Error),
+    /// `table` is the framework's.
+    #[error("the positions in {table} cannot be read: {}{}", explain(.source), if is_missing_right(.source) { GRANT } else { "" })]
+    Predecessors { table: String, source: sqlx::Error },
     #[error("nothing was done: {0}")]
     Tables(String),
+}
+
+/// The end of the message about a table that the role may not read.
+const GRANT: &str = ": `espctl roles` prints the SQL that does so for espd_daemon";
+
+impl From<sqlx::Error> for ImportError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
 }
 
 /// A row of the framework's table of trackers.
 #[derive(Debug)]
 struct Predecessor {
     name: String,
-    position: Position,
+    /// `None`: the framework's table does not say.
+    position: Option<Position>,
     /// The session that holds the lock of a running processor; `None`: it does not run.
     pid: Option<i32>,
 }
@@ -179,20 +195,26 @@ impl PositionImport<'_> {
         let row = self.find_tracker(connection, declaration).await?;
         let from = row.as_ref().map_or(Position::START, |row| row.position);
         let missing = find_missing_table(connection, schema, declaration).await?;
-        let to = predecessor.map_or(Position::START, |row| row.position);
+        let foreign = find_foreign_table(connection, schema, declaration).await?;
+        let to = predecessor.and_then(|row| row.position).unwrap_or_default();
         let is_made = row.is_some_and(|row| row.handled > 0 || row.position > Position::START);
         let obstacle = match predecessor {
             None => Some(format!("{} has no row for {wanted}", self.positions.table)),
             Some(Predecessor { pid: Some(pid), .. }) => {
                 Some(format!("{wanted} is still running (database session {pid}): stop it first"))
             }
+            Some(Predecessor { position: None, .. }) => {
+                Some(format!("{} has no position for {wanted} (it is null)", self.positions.table))
+            }
             Some(_) if is_made && !self.overwrite => {
                 Some(format!("it has moved already, to {from}: add --overwrite to move it all the same"))
             }
             Some(_) if to > settled => Some(format!("{to} is not settled yet, only {settled} is: try again later")),
-            Some(_) => missing.map(|table| {
-                format!("its table {schema}.{table} does not exist: it would start empty in the middle of the events")
-            }),
+            Some(_) => missing
+                .map(|table| {
+                    format!("its table {schema}.{table} does not exist: it would start empty in the middle of the events")
+                })
+                .or_else(|| foreign.map(|table| table.describe(schema))),
         };
         let tables = declaration.tables.iter().map(|table| format!("{schema}.{}", table.name)).collect();
         let (processor, predecessor) = (declaration.name.clone(), wanted.to_owned());
@@ -205,8 +227,50 @@ impl PositionImport<'_> {
     ) -> Result<Vec<Predecessor>, ImportError> {
         let statement =
             format!("-- list_predecessors\nselect * from ({}) as t order by name", self.positions.query);
-        Ok(sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await?)
+        let table = || self.positions.table.clone();
+        let read = sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await;
+        read.map_err(|source| ImportError::Predecessors { table: table(), source })
     }
+}
+
+/// A table that the projector could not write.
+struct ForeignTable {
+    name: String,
+    owner: String,
+    role: String,
+}
+
+from_row!(ForeignTable { name, owner, role });
+
+impl ForeignTable {
+    fn describe(&self, schema: &str) -> String {
+        let Self { name, owner, role } = self;
+        let [table, new_owner] = [name, role].map(|name| quote_identifier(name));
+        format!(
+            "its table {schema}.{name} belongs to {owner}, and {role} may not write it: `alter table {}.{table} owner to {new_owner}`",
+            quote_identifier(schema)
+        )
+    }
+}
+
+/// The first declared table that this role may not write.
+async fn find_foreign_table(
+    connection: &mut PgConnection,
+    schema: &str,
+    declaration: &ProcessorDeclaration,
+) -> Result<Option<ForeignTable>, sqlx::Error> {
+    let statement = "
+        -- find_foreign_table
+        select n.name, pg_get_userbyid(c.relowner)::text as owner, current_user::text as role
+        from unnest($2::text[]) with ordinality as n (name, place)
+          join pg_namespace as s on s.nspname = $1
+          join pg_class as c on c.relnamespace = s.oid and c.relname = n.name
+        where not (has_schema_privilege(s.oid, 'usage') and has_table_privilege(c.oid, 'select')
+          and has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update')
+          and has_table_privilege(c.oid, 'delete'))
+        order by n.place limit 1";
+    let names: Vec<&str> = declaration.tables.iter().map(|table| table.name.as_str()).collect();
+    sqlx::query_as(statement).bind(schema).bind(names).fetch_optional(connection).await
 }
 
 /// The first declared table that does not exist.

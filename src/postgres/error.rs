@@ -28,11 +28,21 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 /// What the database says, for people who have to do something about it: a right that is missing is called so.
 pub(crate) fn explain(error: &sqlx::Error) -> String {
     let said = chain(error);
-    if is_missing_right(error) {
-        format!("{said} (a right that espd's role lacks, so it has to be granted)")
-    } else {
-        said
+    match remedy(error) {
+        Some(remedy) => format!("{said} ({remedy})"),
+        None => said,
     }
+}
+
+/// What to do about a right that is missing.
+fn remedy(error: &sqlx::Error) -> Option<&'static str> {
+    is_missing_right(error).then(|| match describe(error) {
+        // Nobody can grant that. A server that speaks another language gives the other advice.
+        said if said.starts_with("must be owner of ") => {
+            "only its owner may do that: make espd's role the owner, by `alter … owner to`"
+        }
+        _ => "a right that espd's role lacks, so it has to be granted",
+    })
 }
 
 /// The message of an error. One that passes an error of the database on has the driver's introduction in it, and the line of
