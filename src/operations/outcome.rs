@@ -2,6 +2,7 @@
 
 use crate::own_name::in_own_name;
 use crate::postgres::error::{chain, find_answer};
+use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
 use crate::process::exit_code::{Exit, ExitCode};
 use crate::visible::in_lines;
 
@@ -14,7 +15,7 @@ pub(crate) fn conclude(outcome: anyhow::Result<()>) -> (ExitCode, Option<String>
         Err(error) => {
             let code = error.downcast_ref::<Exit>().map_or(ExitCode::Failure, |exit| exit.code);
             let text = chain(&*error);
-            (code, Some(format!("error: {}{}", in_lines(&in_own_name(&text)), remedy(&error))))
+            (code, Some(format!("error: {}{}", in_lines(&in_own_name(&text)), in_own_name(remedy(&error)))))
         }
     }
 }
@@ -26,6 +27,10 @@ fn remedy(error: &anyhow::Error) -> &'static str {
         Some(READ_ONLY) => {
             "\nremedy: this session may only read. Connect to the primary, or look where `default_transaction_read_only` is \
              set (`alter role … reset default_transaction_read_only`, `alter database …`, postgresql.conf, or the URL's `options`)"
+        }
+        Some(INSUFFICIENT_PRIVILEGE) => {
+            "\nremedy: docs/roles.md says which role is for which command, and what has to belong to it. `espctl roles` prints \
+             the SQL that grants the rest; run it again after each `espctl migrate`"
         }
         _ => "",
     }
