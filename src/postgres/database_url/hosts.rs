@@ -191,6 +191,10 @@ impl Tls {
     }
 
     fn apply(&self, options: PgConnectOptions) -> PgConnectOptions {
+        // Servers offer no TLS over a socket, which libpq does not ask for there.
+        if is_over_socket(&options) {
+            return options.ssl_mode(PgSslMode::Disable);
+        }
         let mut options = options.ssl_mode(self.mode);
         if let Some(root) = &self.root {
             options = if is_pem(root) {
@@ -207,8 +211,7 @@ impl Tls {
 
     /// The files that have to be there. A socket needs none.
     fn files(&self, options: &PgConnectOptions) -> Vec<(&'static str, PathBuf)> {
-        let over_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
-        if over_socket || matches!(self.mode, PgSslMode::Disable | PgSslMode::Allow) {
+        if is_over_socket(options) || matches!(self.mode, PgSslMode::Disable | PgSslMode::Allow) {
             return Vec::new();
         }
         let verifies = matches!(self.mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull);
@@ -217,6 +220,10 @@ impl Tls {
             [("sslrootcert", root), ("sslcert", self.certificate.as_ref()), ("sslkey", self.key.as_ref())];
         files.into_iter().filter_map(|(key, file)| Some((key, PathBuf::from(file?)))).collect()
     }
+}
+
+fn is_over_socket(options: &PgConnectOptions) -> bool {
+    options.get_socket().is_some() || options.get_host().starts_with('/')
 }
 
 /// A variable may hold a certificate itself.
@@ -299,6 +306,11 @@ mod tests {
         ] {
             assert_eq!(mode(parameters).as_deref(), Ok(expected), "{parameters}");
         }
+        assert_eq!(
+            mode("host=/run/postgresql&sslmode=verify-full").as_deref(),
+            Ok("Disable"),
+            "over a socket"
+        );
         for parameters in ["sslmode=require&sslrootcert=system", "sslcert=/a", "sslmode=maybe"] {
             assert!(mode(parameters).is_err(), "{parameters}");
         }
