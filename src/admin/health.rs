@@ -9,11 +9,17 @@ use serde_json::{Map, Value, json};
 use super::Workers;
 use super::answer::{self, Answer, ApiError};
 use crate::operations::databases::Databases;
+use crate::operations::databases::ways::Through;
+use crate::operations::lock_watch::{describe_end, observe};
 use crate::postgres::error::chain;
-use crate::postgres::sqlstate::describe;
+use crate::postgres::sqlstate::{describe, is_lock_timeout};
+use crate::schema::SchemaError;
 
 /// The supervisor's loop, which runs once a second even if nothing happens, is stuck after this time without a run.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// How long a way through a pooler may take.
+pub(super) const THROUGH_TIME: Duration = Duration::from_secs(2);
 
 /// Whether the supervisor's loop runs. Databases do not matter: a restart of the daemon would not repair them.
 /// `age` is the time since the last run of the loop; `None`: it has not begun.
@@ -33,13 +39,16 @@ type Check = Result<Value, (String, String)>;
 
 /// Whether databases, schema and workers are ready. `detailed`: with what is wrong.
 pub(super) async fn readyz(
-    databases: Result<Arc<Databases>, ApiError>,
+    reached: Result<(Arc<Databases>, Arc<Through>), ApiError>,
     workers: Option<&Workers>,
     detailed: bool,
 ) -> Answer {
-    let (database, schema) = match databases {
-        Ok(databases) => match check_database(&databases).await {
-            Ok(found) => (Ok(found), check_schema(&databases).await),
+    let (database, schema) = match reached {
+        Ok((databases, through)) => match check_database(&databases).await {
+            Ok(found) => {
+                let (schema, through) = tokio::join!(check_schema(&databases), check_through(&through));
+                (through.map(|()| found), schema)
+            }
             Err(error) => (Err(error), Err(("the database does not answer".into(), "see `database`".into()))),
         },
         Err(error) => {
@@ -80,9 +89,20 @@ async fn check_database(databases: &Databases) -> Check {
     Ok(json!({}))
 }
 
+/// Nothing is handled where batches cannot go their way, whatever the direct one does.
+async fn check_through(through: &Through) -> Result<(), (String, String)> {
+    let remedy = || "check that the pooler runs and leads to the server".to_owned();
+    through.require(THROUGH_TIME).await.map_err(|error| (error, remedy()))
+}
+
 async fn check_schema(databases: &Databases) -> Check {
-    let checked = databases.check_schema().await;
-    checked.map(|()| json!({})).map_err(|error| (chain(&error), error.remedy()))
+    let (checked, wait) = observe(databases, |_| {}, databases.check_schema()).await;
+    checked.map(|()| json!({})).map_err(|error| match &error {
+        SchemaError::Database(refused) if is_lock_timeout(refused) => {
+            (describe_end(wait.as_ref()), "look at /api/v1/processors".to_owned())
+        }
+        error => (chain(error), error.remedy()),
+    })
 }
 
 fn check_workers(workers: Option<&Workers>) -> Check {

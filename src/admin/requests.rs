@@ -26,9 +26,12 @@ use crate::config::{AdminSettings, Config};
 use crate::event::Position;
 use crate::operations::backlog::Backlog;
 use crate::operations::databases::Databases;
+use crate::operations::databases::ways::Through;
+use crate::operations::lock_watch::{describe_end, observe};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::status::ProcessorStatus;
 use crate::postgres::error::chain;
+use crate::postgres::sqlstate::is_lock_timeout;
 use crate::shutdown::Shutdown;
 
 /// How long the answer to an unknown token is delayed, so that tokens cannot be guessed quickly.
@@ -40,19 +43,58 @@ const CONNECTIONS: u32 = 2;
 /// How long a request waits for one of them.
 const CONNECTION_TIME: Duration = Duration::from_secs(2);
 
+/// The `application_name` of the sessions.
+const PROGRAM: &str = "espd admin";
+
+/// A session that looks begins with this: who waits longer for a lock has no answer in time.
+const LOOK_BRIEFLY: &str = "-- look_briefly\nset lock_timeout = '2500ms'";
+
+/// How long the metrics of processors may take. Without them, the others are answered.
+const METRICS_TIME: Duration = Duration::from_secs(6);
+
 /// Answers requests, with what they share.
 #[derive(Debug)]
 pub(super) struct RequestHandler {
     started_with: AdminSettings,
     view: watch::Receiver<View>,
     request_time: Duration,
-    /// The databases, and the configuration that names them.
-    databases: Mutex<Option<(Arc<Config>, Arc<Databases>)>>,
+    /// What was made of the configuration that names the databases.
+    reached: Mutex<Option<Reached>>,
     /// Held while a request works on the databases: one at a time needs no more than [`CONNECTIONS`].
     turn: Mutex<()>,
     doctor: Doctor,
     streams: Streams,
     waiters: Waiters,
+}
+
+/// The databases of a configuration.
+#[derive(Debug, Clone)]
+struct Reached {
+    config: Arc<Config>,
+    /// For whoever looks: a lock is waited for as long as an answer leaves time for.
+    looking: Arc<Databases>,
+    /// For changes, which wait for their turn behind a batch.
+    changing: Arc<Databases>,
+    /// The ways that batches go.
+    through: Arc<Through>,
+}
+
+impl Reached {
+    fn new(config: Arc<Config>) -> anyhow::Result<Self> {
+        let connect =
+            |statement| Databases::connect_lazily(&config, PROGRAM, CONNECTIONS, CONNECTION_TIME, statement);
+        let (looking, changing) = (connect(LOOK_BRIEFLY)?, connect("")?);
+        let through = Through::of(&config, PROGRAM)?;
+        let (looking, changing) = (Arc::new(looking), Arc::new(changing));
+        Ok(Self { config, looking, changing, through: Arc::new(through) })
+    }
+
+    async fn close(self) {
+        for databases in [self.looking, self.changing] {
+            databases.events.close().await;
+            databases.projections.close().await;
+        }
+    }
 }
 
 impl RequestHandler {
@@ -63,9 +105,9 @@ impl RequestHandler {
         request_time: Duration,
         stop: Shutdown,
     ) -> Self {
-        let (databases, turn, doctor) = (Mutex::default(), Mutex::default(), Doctor::default());
+        let (reached, turn, doctor) = (Mutex::default(), Mutex::default(), Doctor::default());
         let (streams, waiters) = (Streams::new(stop), Waiters::default());
-        Self { started_with, view, request_time, databases, turn, doctor, streams, waiters }
+        Self { started_with, view, request_time, reached, turn, doctor, streams, waiters }
     }
 
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Answer {
@@ -135,9 +177,8 @@ impl RequestHandler {
     }
 
     pub(super) async fn close(&self) {
-        if let Some((_, databases)) = self.databases.lock().await.take() {
-            databases.events.close().await;
-            databases.projections.close().await;
+        if let Some(reached) = self.reached.lock().await.take() {
+            reached.close().await;
         }
     }
 
@@ -146,16 +187,29 @@ impl RequestHandler {
     }
 
     async fn readyz(&self, permission: Permission) -> Answer {
-        let databases = self.databases().await.map(|(_, databases)| databases);
-        health::readyz(databases, self.workers().as_ref(), permission >= Permission::Read).await
+        let reached = self.reach().await.map(|reached| (reached.looking, reached.through));
+        health::readyz(reached, self.workers().as_ref(), permission >= Permission::Read).await
     }
 
+    /// Answers in time with what can be known in time: a daemon that is not heard from is taken for dead.
     async fn metrics(&self) -> Answer {
-        let statuses = self.statuses(None).await;
+        let read = async {
+            let statuses = self.statuses(None).await.ok()?;
+            Some((statuses, self.backlog().await.ok()))
+        };
+        let (read, is_through) = tokio::join!(timeout(METRICS_TIME, read), self.is_through());
+        let (statuses, backlog) = read.ok().flatten().unzip();
         let snapshots = self.workers().map(|workers| workers.snapshots.borrow().clone()).unwrap_or_default();
-        let backlog = self.backlog().await.ok();
-        let text = metrics::render(statuses.ok(), backlog, &snapshots);
+        let text = metrics::render(statuses, backlog.flatten(), is_through, &snapshots);
         answer::text(StatusCode::OK, exposition::CONTENT_TYPE, text)
+    }
+
+    /// Whether batches reach their databases.
+    async fn is_through(&self) -> bool {
+        match self.reach().await {
+            Ok(reached) => reached.through.require(health::THROUGH_TIME).await.is_ok(),
+            Err(_) => false,
+        }
     }
 
     async fn examine(&self) -> Result<Answer, ApiError> {
@@ -187,7 +241,13 @@ impl RequestHandler {
         let _turn = self.turn.lock().await;
         let operator =
             Operator { databases: &databases, declared: &config.processors, name: "", native: None };
-        Ok(operator.statuses(name).await?)
+        let (statuses, wait) = observe(&databases, |_| {}, operator.statuses(name)).await;
+        statuses.map_err(|error| match error {
+            OperatorError::Database(error) if is_lock_timeout(&error) => {
+                ApiError::unavailable(describe_end(wait.as_ref()))
+            }
+            error => error.into(),
+        })
     }
 
     async fn backlog(&self) -> Result<Backlog, ApiError> {
@@ -229,10 +289,10 @@ impl RequestHandler {
     async fn change(self: Arc<Self>, name: &str, change: Change, peer: &Peer) -> Result<Answer, ApiError> {
         let (name, who) = (name.to_owned(), format!("admin endpoint, {}", peer.client));
         let making = tokio::spawn(async move {
-            let (config, databases) = self.databases().await?;
+            let Reached { config, changing, .. } = self.reach().await?;
             let _turn = self.turn.lock().await;
             let operator =
-                Operator { databases: &databases, declared: &config.processors, name: &who, native: None };
+                Operator { databases: &changing, declared: &config.processors, name: &who, native: None };
             let action = change.as_str();
             let done = change.carry_out(&operator, &name).await?;
             info!(processor = name, action, operator = who, "an operator has acted");
@@ -253,20 +313,23 @@ impl RequestHandler {
         self.view.borrow().config.clone().ok_or_else(|| ApiError::unavailable("the daemon is starting"))
     }
 
-    /// The databases of the present configuration. They are connected when they are first needed.
+    /// The databases of the present configuration, for whoever looks.
     async fn databases(&self) -> Result<(Arc<Config>, Arc<Databases>), ApiError> {
+        self.reach().await.map(|reached| (reached.config, reached.looking))
+    }
+
+    /// The databases of the present configuration. They are connected when they are first needed.
+    async fn reach(&self) -> Result<Reached, ApiError> {
         let config = self.config()?;
-        let mut known = self.databases.lock().await;
-        if let Some((of, databases)) = known.as_ref()
-            && of.event_store == config.event_store
-            && of.projections == config.projections
+        let mut known = self.reached.lock().await;
+        if let Some(reached) = known.as_mut()
+            && reached.config.event_store == config.event_store
+            && reached.config.projections == config.projections
         {
-            return Ok((config, Arc::clone(databases)));
+            reached.config = config;
+            return Ok(reached.clone());
         }
-        let databases = Databases::connect_lazily(&config, "espd admin", CONNECTIONS, CONNECTION_TIME)
-            .map_err(|error| ApiError::unavailable(chain(&*error)))?;
-        let databases = Arc::new(databases);
-        *known = Some((Arc::clone(&config), Arc::clone(&databases)));
-        Ok((config, databases))
+        let reached = Reached::new(config).map_err(|error| ApiError::unavailable(chain(&*error)))?;
+        Ok(known.insert(reached).clone())
     }
 }

@@ -85,7 +85,7 @@ pub(super) async fn build_versions(
 
 /// The databases, in which old events are read as new ones, as whoever handles events does.
 fn connect(config: &Config, connections: u32) -> anyhow::Result<Databases> {
-    let databases = Databases::connect_lazily(config, "espd: rebuild", connections, PATIENCE)?;
+    let databases = Databases::connect_lazily(config, "espd: rebuild", connections, PATIENCE, "")?;
     Ok(databases.with_upcasts(&config.upcasts))
 }
 

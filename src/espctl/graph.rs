@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::espctl::{output, status};
 use crate::operations::databases::Databases;
 use crate::operations::graph;
+use crate::operations::lock_watch::say_who_locks;
 
 #[derive(Args)]
 #[command(
@@ -67,9 +68,12 @@ async fn read_states(config: &Config) -> anyhow::Result<BTreeMap<String, String>
 }
 
 async fn ask(config: &Config) -> anyhow::Result<BTreeMap<String, String>> {
-    let databases = Databases::connect(config, "espctl").await?;
-    databases.check_schema().await?;
-    let statuses = status::collect(config, &databases).await?;
+    let databases = Databases::connect_to_look(config, "espctl").await?;
+    let asking = async {
+        databases.check_schema().await?;
+        status::collect(config, &databases).await
+    };
+    let statuses = say_who_locks(&databases, |_| {}, asking).await?;
     databases.close().await;
     Ok(statuses.into_iter().map(|status| (status.name, status.state.as_str().to_owned())).collect())
 }

@@ -37,6 +37,7 @@ use crate::config::{Config, ConfigArgument, DATABASE_URL, EXAMPLE, InvalidConfig
 use crate::handlers::native::Registry;
 use crate::operations::databases::{Databases, running_private_database};
 use crate::operations::declared_events::apply_after_migration;
+use crate::operations::lock_watch::say_who_locks;
 use crate::operations::outcome;
 use crate::postgres::query_text::show_literals;
 use crate::process::descriptors;
@@ -256,8 +257,13 @@ async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
         Command::Doctor(arguments) => doctor::run(arguments, &config).await,
         Command::Graph(arguments) => graph::run(arguments, &config).await,
         command => {
-            let databases = Databases::connect(&config, "espctl").await?;
-            run_on(command, &config, &databases, tool.native).await?;
+            let databases = if command.only_looks() {
+                Databases::connect_to_look(&config, "espctl").await?
+            } else {
+                Databases::connect(&config, "espctl").await?
+            };
+            let done = Box::pin(run_on(command, &config, &databases, tool.native));
+            say_who_locks(&databases, tell, done).await?;
             databases.close().await;
             Ok(())
         }
@@ -317,6 +323,11 @@ async fn run_on(
     }
 }
 
+/// Tells what is no result. Where it cannot be written, nothing depends on it.
+fn tell(text: &str) {
+    let _ = output::print_note(text);
+}
+
 async fn migrate(config: &Config, databases: &Databases, dry_run: bool) -> anyhow::Result<String> {
     if dry_run {
         return Ok(databases.plan_migration().await?.trim_end().to_owned());
@@ -327,6 +338,19 @@ async fn migrate(config: &Config, databases: &Databases, dry_run: bool) -> anyho
 }
 
 impl Command {
+    /// Whether a command changes nothing, so that whoever gives it wants an answer soon.
+    fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            Self::Status(_)
+                | Self::Events(_)
+                | Self::Trace(_)
+                | Self::Plan(_)
+                | Self::Explain(_)
+                | Self::Workflows(_)
+        )
+    }
+
     /// Whether a command is of use while declarations of processors are wrong that a daemon may still run as they were: it looks at
     /// processors, or does with one what its declaration says nothing about.
     fn needs_few_declarations(&self) -> bool {

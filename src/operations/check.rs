@@ -11,6 +11,7 @@ use crate::handlers::{self, sql};
 use crate::operations::connections;
 use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database, ways};
 use crate::operations::declared_events::{self, note_differences};
+use crate::operations::lock_watch::say_who_locks;
 use crate::operations::plan::{self, Known, Planned};
 use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
@@ -96,8 +97,9 @@ async fn check_some(
     config: &Config,
     is_checked: impl Fn(&ProcessorDeclaration) -> bool,
 ) -> anyhow::Result<CheckReport> {
-    let databases = Databases::connect_directly(config, "espd check", CONNECT_TIMEOUT).await?;
-    let report = check_on(config, &databases, is_checked).await;
+    let databases = Databases::connect_directly_to_look(config, "espd check", CONNECT_TIMEOUT).await?;
+    let checking = Box::pin(check_on(config, &databases, is_checked));
+    let report = say_who_locks(&databases, |_| {}, checking).await;
     databases.close().await;
     report
 }

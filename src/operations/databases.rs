@@ -18,6 +18,7 @@ use crate::postgres::sqlstate::describe;
 use crate::process::exit_code::Exit;
 use crate::processing::rebuild::SHARES_MAX;
 use crate::schema::{self, SchemaError};
+use crate::store::PostgresEventStore;
 use crate::store::layout::{CreatedBy, Layout};
 use crate::store::preconditions::{self, PreconditionError};
 use crate::store::upcast::Upcast;
@@ -30,6 +31,9 @@ pub(crate) const PRIVATE_DATABASE: &str = "espd";
 
 /// How long a command waits for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A session begins with this whose user only looks: a lock is waited for ten seconds.
+const LOOK_BRIEFLY: &str = "-- look_briefly\nset lock_timeout = '10s'";
 
 /// The most connections of a command to a database: five, and one for each of the workers of a rebuild. Each is opened when it is
 /// needed.
@@ -53,10 +57,24 @@ pub(crate) struct Databases {
     pub elsewhere: bool,
 }
 
+/// What is needed of the sessions.
+#[derive(Debug, Clone, Copy)]
+struct Sessions {
+    /// What each begins with; empty: nothing.
+    statement: &'static str,
+    /// Whether a pooler that mixes them is refused; otherwise somebody else has looked at the ways, or will tell of them.
+    must_last: bool,
+}
+
 impl Databases {
     /// The same databases, in which old events are read as new ones: for whoever handles events.
     pub(crate) fn with_upcasts(&self, upcasts: &[Upcast]) -> Self {
         Self { layout: self.layout.clone().with_upcasts(upcasts), ..self.clone() }
+    }
+
+    /// The events as they are stored, for people who look at them: also those that no handler could read.
+    pub(crate) fn stored_events(&self) -> PostgresEventStore {
+        PostgresEventStore::new(self.events.clone(), self.layout.clone().reading_as_stored())
     }
 
     /// Connects to the databases that the configuration names. `program` is the `application_name` of the sessions.
@@ -65,7 +83,25 @@ impl Databases {
     /// No database is named, one does not answer within ten seconds, or `url` leads to another database than `direct_url`.
     pub(crate) async fn connect(config: &Config, program: &str) -> anyhow::Result<Self> {
         ways::require_same(config, program, CONNECT_TIMEOUT).await?;
-        Self::connect_directly(config, program, CONNECT_TIMEOUT).await
+        Self::connect_prepared(config, program, CONNECT_TIMEOUT, Sessions { statement: "", must_last: true })
+            .await
+    }
+
+    /// As [`Self::connect`], for whoever only looks: he does not wait long for a lock.
+    pub(crate) async fn connect_to_look(config: &Config, program: &str) -> anyhow::Result<Self> {
+        ways::require_same(config, program, CONNECT_TIMEOUT).await?;
+        let sessions = Sessions { statement: LOOK_BRIEFLY, must_last: true };
+        Self::connect_prepared(config, program, CONNECT_TIMEOUT, sessions).await
+    }
+
+    /// As [`Self::connect_directly`], for whoever only looks.
+    pub(crate) async fn connect_directly_to_look(
+        config: &Config,
+        program: &str,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
+        let sessions = Sessions { statement: LOOK_BRIEFLY, must_last: false };
+        Self::connect_prepared(config, program, limit, sessions).await
     }
 
     /// As [`Self::connect`], with another limit for each connection, and without comparing the ways to a database.
@@ -74,16 +110,32 @@ impl Databases {
         program: &str,
         limit: Duration,
     ) -> anyhow::Result<Self> {
+        Self::connect_prepared(config, program, limit, Sessions { statement: "", must_last: false }).await
+    }
+
+    async fn connect_prepared(
+        config: &Config,
+        program: &str,
+        limit: Duration,
+        sessions: Sessions,
+    ) -> anyhow::Result<Self> {
         let Some(url) = config.direct_event_store_url() else {
             bail!(
                 "no database is named: set DATABASE_URL, or write url under [event_store] (a daemon with a private \
                  PostgreSQL prints the DATABASE_URL to use, and needs none of that in the folder that it runs in)"
             );
         };
-        let events = connect(url, program, limit).await.context("the event store")?;
+        let one = async |section, direct_url: &Option<DatabaseUrl>, url: &DatabaseUrl| {
+            let key = if direct_url.is_some() { "direct_url" } else { "url" };
+            connect((section, key), url, program, limit, sessions).await
+        };
+        let events = one("[event_store]", &config.event_store.direct_url, url).await;
+        let events = events.context("the event store")?;
         let projections = match config.direct_projections_url() {
             None => events.clone(),
-            Some(url) => connect(url, program, limit).await.context("the database of the projections")?,
+            Some(url) => one("[projections]", &config.projections.direct_url, url)
+                .await
+                .context("the database of the projections")?,
         };
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
         Ok(Self {
@@ -96,16 +148,18 @@ impl Databases {
     }
 
     /// As [`Self::connect`], but connects when a connection is first needed, also after the database was down. `patience`
-    /// is how long a query waits for one of the `connections`.
+    /// is how long a query waits for one of the `connections`. Sessions begin with `statement`, if it is not empty.
     pub(crate) fn connect_lazily(
         config: &Config,
         program: &str,
         connections: u32,
         patience: Duration,
+        statement: &'static str,
     ) -> anyhow::Result<Self> {
         let url = config.direct_event_store_url().context("no database is known yet")?;
         let pool = |url: &DatabaseUrl| {
-            Ok(url.connector()?.named(program).searching_pool(pool(connections, patience)))
+            let connector = url.connector()?.named(program);
+            Ok(connector.prepared_searching_pool(pool(connections, patience), statement))
         };
         let events: PgPool = pool(url)?;
         let elsewhere = config.direct_projections_url();
@@ -175,13 +229,24 @@ impl Databases {
     }
 }
 
-async fn connect(url: &DatabaseUrl, program: &str, limit: Duration) -> anyhow::Result<PgPool> {
+/// Connects to what a key of the configuration, with its section, names.
+async fn connect(
+    place: (&'static str, &'static str),
+    url: &DatabaseUrl,
+    program: &str,
+    limit: Duration,
+    sessions: Sessions,
+) -> anyhow::Result<PgPool> {
     let connector = url.connector()?.named(program);
     // A pool would keep trying and then report nothing but a timeout.
-    let connected = reach(&connector, limit).await.with_context(|| format!("could not connect to {url}"))?;
+    let mut connected =
+        reach(&connector, limit).await.with_context(|| format!("could not connect to {url}"))?;
+    if sessions.must_last {
+        ways::refuse_pooled(place, &mut connected, &connector).await?;
+    }
     let options = connected.options;
     connected.connection.close().await?;
-    Ok(connector.pool_with(pool(CONNECTIONS_MAX, limit), options))
+    Ok(connector.make_pool(pool(CONNECTIONS_MAX, limit), options, sessions.statement))
 }
 
 fn pool(connections: u32, patience: Duration) -> PgPoolOptions {

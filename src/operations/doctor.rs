@@ -9,12 +9,14 @@ mod server;
 mod session;
 mod store;
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::operations::databases::{Databases, ways};
+use crate::operations::lock_watch::say_who_locks;
 use crate::own_name::in_own_name;
 use crate::postgres::error::chain;
 
@@ -73,7 +75,7 @@ impl Finding {
 /// `application_name` of the sessions, `connect_limit` how long each connection may take.
 pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Duration) -> Vec<Finding> {
     let mut findings = examine_ways(config, program, connect_limit).await;
-    let databases = match Databases::connect_directly(config, program, connect_limit).await {
+    let databases = match Databases::connect_directly_to_look(config, program, connect_limit).await {
         Ok(databases) => databases,
         Err(error) => {
             let remedy = match config.event_store.url {
@@ -84,18 +86,25 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
             return findings;
         }
     };
-    collect(&mut findings, "server", server::examine(&databases.events, "the event store").await);
+    let mut parts: Vec<(&'static str, Part<'_>)> =
+        vec![("server", Box::pin(server::examine(&databases.events, "the event store")))];
     if config.projections.url.is_some() {
-        collect(&mut findings, "server", server::examine(&databases.projections, "the projections").await);
+        parts.push(("server", Box::pin(server::examine(&databases.projections, "the projections"))));
     }
-    collect(&mut findings, "connections", server::examine_connections(config, &databases).await);
-    collect(&mut findings, "session", session::examine(&databases, config).await);
-    collect(&mut findings, "store", store::examine(&databases).await);
-    collect(&mut findings, "processing", processing::examine(&databases, config).await);
-    collect(&mut findings, "running", running::examine(&databases, config).await);
+    parts.push(("connections", Box::pin(server::examine_connections(config, &databases))));
+    parts.push(("session", Box::pin(session::examine(&databases, config))));
+    parts.push(("store", Box::pin(store::examine(&databases))));
+    parts.push(("processing", Box::pin(processing::examine(&databases, config))));
+    parts.push(("running", Box::pin(running::examine(&databases, config))));
+    for (name, part) in parts {
+        collect(&mut findings, name, say_who_locks(&databases, |_| {}, part).await);
+    }
     databases.close().await;
     findings
 }
+
+/// What a part has found, or why it could not be examined.
+type Part<'e> = Pin<Box<dyn Future<Output = anyhow::Result<Vec<Finding>>> + Send + 'e>>;
 
 /// Tries every URL. A database without a second way has a finding of its own where it cannot be connected to.
 async fn examine_ways(config: &Config, program: &str, limit: Duration) -> Vec<Finding> {
@@ -109,6 +118,18 @@ async fn examine_ways(config: &Config, program: &str, limit: Duration) -> Vec<Fi
         }
     });
     findings.collect()
+}
+
+/// The statement that sets what `source` of `pg_settings` has set otherwise. What is set for a role belongs to the one that has logged
+/// in: `alter role … set role` changes neither that nor its settings.
+fn assign(source: &str, database: &str, login: &str, assignment: &str) -> String {
+    match source {
+        "database" => format!("alter database {database} set {assignment};"),
+        "user" => format!("alter role {login} set {assignment};"),
+        "database user" => format!("alter role {login} in database {database} set {assignment};"),
+        "client" => format!("set {assignment} in the URL's `options` or in PGOPTIONS, or leave it out there"),
+        _ => format!("alter system set {assignment}; select pg_reload_conf();"),
+    }
 }
 
 /// Adds the findings of a part, or a finding that says why it could not be examined.

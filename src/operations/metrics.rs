@@ -36,6 +36,8 @@ pub(crate) struct Readings {
     pub(crate) statuses: Option<Vec<ProcessorStatus>>,
     /// What waits; `None` while the database does not answer.
     pub(crate) backlog: Option<Backlog>,
+    /// Whether batches reach the databases, also where they go through a pooler.
+    pub(crate) is_through: bool,
     /// The workers of this daemon.
     pub(crate) workers: Vec<WorkerReading>,
     /// Lines of log that the daemon and its workers could not write.
@@ -93,7 +95,7 @@ pub(crate) const METRICS: [Metric; 39] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
-        "Whether the database answers; if not, nothing is known of processors.",
+        "Whether the database answers, also through a pooler; if not, nothing is handled, or nothing is known of processors.",
         Value::Database,
     ),
     counter(
@@ -298,7 +300,9 @@ impl Metric {
         let statuses = readings.statuses.as_deref().unwrap_or_default();
         match self.value {
             Value::BuildInfo => vec![sample(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0)],
-            Value::Database => vec![sample(Vec::new(), truth(readings.statuses.is_some()))],
+            Value::Database => {
+                vec![sample(Vec::new(), truth(readings.statuses.is_some() && readings.is_through))]
+            }
             Value::Daemon(value) => vec![sample(Vec::new(), value(readings))],
             Value::Worker(value) => {
                 let one =
@@ -398,6 +402,7 @@ mod tests {
         let readings = Readings {
             statuses: Some(vec![live("notes"), new, live("other")]),
             backlog: Some(Backlog::default()),
+            is_through: true,
             workers: vec![],
             log_lines_lost: 0,
         };

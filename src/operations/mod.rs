@@ -14,6 +14,7 @@ pub(crate) mod explain;
 pub(crate) mod forgetting;
 pub(crate) mod graph;
 pub(crate) mod import_positions;
+pub(crate) mod lock_watch;
 pub(crate) mod metrics;
 pub(crate) mod operator;
 pub(crate) mod outcome;

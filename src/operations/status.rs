@@ -22,7 +22,7 @@ use crate::store::horizon::Holder;
 
 pub(crate) use advice::{Advice, Topic, describe_wait, end_wait};
 pub(crate) use collection::collect;
-pub(crate) use lock_wait::{LockWait, find_reset_wait};
+pub(crate) use lock_wait::{LockWait, find_own_wait, find_reset_wait};
 pub(crate) use rebuild::{FALLS_BEHIND, RebuildStatus, list as list_builds};
 pub(crate) use verification::VerificationStatus;
 pub(crate) use worker::WorkerStatus;

@@ -190,18 +190,21 @@ impl Connector {
         self.hosts.options.len() > 1
     }
 
-    /// A pool of sessions with the present primary. It follows when [`Self::connect`], on any clone, finds another.
-    pub(crate) fn pool(&self, settings: PgPoolOptions) -> PgPool {
-        self.pool_with(settings, self.present_options())
-    }
-
-    /// As [`Self::pool`], where perhaps nobody connects by [`Self::connect`]: as long as the pool is not closed, a session of its own finds
+    /// As [`Self::prepared_pool`] without a statement, where perhaps nobody connects by [`Self::connect`]: as long as the pool is not closed, a session of its own finds
     /// out which host is the primary. With one host there is none.
     ///
     /// # Panics
     /// Outside of a runtime.
     pub(crate) fn searching_pool(&self, settings: PgPoolOptions) -> PgPool {
-        let pool = self.pool(settings);
+        self.prepared_searching_pool(settings, "")
+    }
+
+    /// As [`Self::searching_pool`], of sessions that each begin with a statement.
+    ///
+    /// # Panics
+    /// As it.
+    pub(crate) fn prepared_searching_pool(&self, settings: PgPoolOptions, statement: &'static str) -> PgPool {
+        let pool = self.prepared_pool(settings, statement);
         let mut search = self.present.search.lock().unwrap_or_else(PoisonError::into_inner);
         if self.has_several_hosts() && search.as_ref().is_none_or(JoinHandle::is_finished) {
             *search = Some(tokio::spawn(self.named("espd: primary").search()));
@@ -240,17 +243,14 @@ impl Connector {
         self.options(self.present.last.load(Ordering::Relaxed) % self.hosts.options.len().max(1))
     }
 
-    /// As [`Self::pool`], of sessions that each begin with a statement.
+    /// A pool of sessions with the present primary that each begin with a statement; an empty one is none. It follows when
+    /// [`Self::connect`], on any clone, finds another.
     pub(crate) fn prepared_pool(&self, settings: PgPoolOptions, statement: &'static str) -> PgPool {
         self.make_pool(settings, self.present_options(), statement)
     }
 
-    /// As [`Self::pool`], with what a session was connected with.
-    pub(crate) fn pool_with(&self, settings: PgPoolOptions, options: PgConnectOptions) -> PgPool {
-        self.make_pool(settings, options, "")
-    }
-
-    fn make_pool(
+    /// As [`Self::prepared_pool`], with what a session was connected with.
+    pub(crate) fn make_pool(
         &self,
         settings: PgPoolOptions,
         options: PgConnectOptions,

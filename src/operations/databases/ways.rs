@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use sqlx::{Connection as _, PgConnection, Row as _};
+use tokio::sync::Mutex;
 
 use crate::config::{Config, DatabaseUrl};
 use crate::postgres::connect_error::explanation;
@@ -100,6 +101,75 @@ pub(super) async fn require_same(config: &Config, program: &str, limit: Duration
         None => Ok(()),
     }
 }
+
+/// Fails if a way that sessions have to last on, which a key of a section names, leads through a pooler that mixes them: statements
+/// fail there sooner or later, with errors of the driver that say nothing of poolers.
+pub(super) async fn refuse_pooled(
+    (section, key): (&'static str, &'static str),
+    connected: &mut Connected,
+    connector: &Connector,
+) -> anyhow::Result<()> {
+    let Some(pooler) = connected.pooler else { return Ok(()) };
+    let pair = Pair { section, program: "", limit: MIXING_TIME };
+    // Who gets no second session, or not in time, has the first one for himself.
+    if !pair.mixes_sessions(connected, connector).await.unwrap_or(false) {
+        return Ok(());
+    }
+    let way = Way { section, key, fault: Some(WayFault::Pooled(pooler)), pooler: None };
+    bail!("{}", way.describe())
+}
+
+/// The ways that batches go, where there are others for what sessions have to last on: through poolers. Each is tried through one
+/// connection, again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Through(Vec<(&'static str, DatabaseUrl, Connector, Mutex<Option<PgConnection>>)>);
+
+impl Through {
+    /// The ways of the configuration, for sessions with this `application_name`.
+    pub(crate) fn of(config: &Config, program: &str) -> anyhow::Result<Self> {
+        let Config { event_store, projections, .. } = config;
+        let mut ways = Vec::new();
+        for (section, url, direct_url) in [
+            ("[event_store]", &event_store.url, &event_store.direct_url),
+            ("[projections]", &projections.url, &projections.direct_url),
+        ] {
+            if let (Some(url), Some(_)) = (url, direct_url) {
+                ways.push((section, url.clone(), url.connector()?.named(program), Mutex::default()));
+            }
+        }
+        Ok(Self(ways))
+    }
+
+    /// Fails where one of them cannot be gone.
+    pub(crate) async fn require(&self, limit: Duration) -> Result<(), String> {
+        for (section, url, connector, connection) in &self.0 {
+            let mut known = connection.lock().await;
+            let answered = in_time(limit, answer_through(connector, known.take())).await;
+            let connection =
+                answered.map_err(|error| format!("{section} `url`: {}", unusable(url, &error)))?;
+            *known = Some(connection);
+        }
+        Ok(())
+    }
+}
+
+/// Has the server answer through this connection, or through a new one.
+async fn answer_through(
+    connector: &Connector,
+    known: Option<PgConnection>,
+) -> Result<PgConnection, sqlx::Error> {
+    if let Some(mut connection) = known
+        && read_pid(&mut connection).await.is_ok()
+    {
+        return Ok(connection);
+    }
+    let mut connection = connector.connect().await?.connection;
+    read_pid(&mut connection).await?;
+    Ok(connection)
+}
+
+/// How long a second session may take, to see whether a pooler mixes it with the first one.
+const MIXING_TIME: Duration = Duration::from_secs(3);
 
 /// The ways of one section.
 struct Pair<'p> {

@@ -2,7 +2,7 @@
 
 use sqlx::{PgPool, Row as _};
 
-use super::Finding;
+use super::{Finding, assign};
 use crate::config::Config;
 use crate::operations::connections;
 use crate::operations::databases::Databases;
@@ -41,18 +41,13 @@ async fn durability(pool: &PgPool) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for (setting, loss) in DURABILITY {
         let statement = "-- read_setting\nselect setting, source, quote_ident(current_database()) as database, \
-             quote_ident(current_user) as role from pg_settings where name = $1";
+             quote_ident(session_user) as login from pg_settings where name = $1";
         let row = sqlx::query(statement).bind(setting).fetch_one(pool).await?;
         if row.try_get::<String, _>("setting")? != "off" {
             continue;
         }
-        let (database, role): (String, String) = (row.try_get("database")?, row.try_get("role")?);
-        let remedy = match row.try_get("source")? {
-            "database" => format!("alter database {database} set {setting} = on;"),
-            "user" => format!("alter role {role} set {setting} = on;"),
-            "database user" => format!("alter role {role} in database {database} set {setting} = on;"),
-            _ => format!("alter system set {setting} = on; select pg_reload_conf();"),
-        };
+        let (database, login): (String, String) = (row.try_get("database")?, row.try_get("login")?);
+        let remedy = assign(row.try_get("source")?, &database, &login, &format!("{setting} = on"));
         let message = format!("{setting} is off: {loss}");
         findings.push(match setting {
             "synchronous_commit" => Finding::warning("durability", message, remedy),

@@ -6,7 +6,7 @@ use sqlx::postgres::PgListener;
 use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
-use super::Finding;
+use super::{Finding, assign};
 use crate::config::Config;
 use crate::operations::databases::Databases;
 use crate::postgres::notify::{EVENTS, notify};
@@ -33,6 +33,7 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
         Finding::warning("notifications", message, "connect directly, not through a pooler: set `direct_url`")
     });
     findings.push(timeouts(&databases.projections, config.runner.batch.time).await?);
+    findings.extend(isolation(&databases.projections).await?);
     Ok(findings)
 }
 
@@ -65,7 +66,8 @@ async fn hears_notifications(pool: &PgPool) -> anyhow::Result<bool> {
 async fn timeouts(pool: &PgPool, batch: Duration) -> anyhow::Result<Finding> {
     let statement = "
         -- read_timeouts
-        select name, setting::bigint as milliseconds from pg_settings
+        select name, setting::bigint as milliseconds, source, quote_ident(current_database()) as database,
+               quote_ident(session_user) as login from pg_settings
         where name in ('statement_timeout', 'idle_session_timeout', 'transaction_timeout') and setting <> '0'
         order by name";
     // A batch exceeds its time by the event that is being handled then.
@@ -73,14 +75,33 @@ async fn timeouts(pool: &PgPool, batch: Duration) -> anyhow::Result<Finding> {
     for row in sqlx::raw_sql(statement).fetch_all(pool).await? {
         let (name, milliseconds): (String, i64) = (row.try_get("name")?, row.try_get("milliseconds")?);
         if name == "idle_session_timeout" || milliseconds < tight {
-            let message =
-                format!("{name} is {milliseconds} ms for this role and ends batches or waiting workers");
-            return Ok(Finding::warning(
-                "timeouts",
-                message,
-                format!("alter role current_user set {name} = 0;"),
-            ));
+            let ends = match name.as_str() {
+                // Batches run without it.
+                "statement_timeout" => "what the daemon says of its workers, and commands of espctl",
+                _ => "batches or waiting workers",
+            };
+            let message = format!("{name} is {milliseconds} ms for this role and ends {ends}");
+            let (database, login): (String, String) = (row.try_get("database")?, row.try_get("login")?);
+            let remedy = assign(row.try_get("source")?, &database, &login, &format!("{name} = 0"));
+            return Ok(Finding::warning("timeouts", message, remedy));
         }
     }
     Ok(Finding::ok("timeouts", "no timeout of the server ends a healthy worker"))
+}
+
+/// Whether transactions of handlers conflict with others that they would get along with by default.
+async fn isolation(pool: &PgPool) -> anyhow::Result<Option<Finding>> {
+    let statement = "
+        -- read_isolation
+        select setting, source, quote_ident(current_database()) as database, quote_ident(session_user) as login
+        from pg_settings where name = 'default_transaction_isolation' and setting in ('serializable', 'repeatable read')";
+    let Some(row) = sqlx::raw_sql(statement).fetch_optional(pool).await? else { return Ok(None) };
+    let (database, login): (String, String) = (row.try_get("database")?, row.try_get("login")?);
+    let message = format!(
+        "default_transaction_isolation is {} for this role: batches fail when others write at the same time (40001), and are tried again",
+        row.try_get::<String, _>("setting")?
+    );
+    let assignment = "default_transaction_isolation = 'read committed'";
+    let remedy = assign(row.try_get("source")?, &database, &login, assignment);
+    Ok(Some(Finding::warning("isolation", message, remedy)))
 }

@@ -97,6 +97,27 @@ const BLOCKING_RESETS: &str = "
     left join pg_stat_activity as a on a.pid = l.pid
     where a.application_name is distinct from 'espd: ' || w.processor";
 
+/// The other sessions of this program that wait for a lock, or those of another one of the same name.
+const WAITING_OWN: &str = "
+    select a.pid, '' as processor,
+           case when c.oid is not null then format('%I.%I', n.nspname, c.relname) end as relation,
+           l.relation as id, l.transactionid,
+           coalesce(extract(epoch from clock_timestamp()
+             - coalesce((to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)), 1)::float8 as seconds
+    from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
+    left join pg_class as c on c.oid = l.relation
+    left join pg_namespace as n on n.oid = c.relnamespace
+    where not l.granted and a.application_name = current_setting('application_name') and a.pid <> pg_backend_pid()
+      and a.usename = session_user and a.datname = current_database()";
+
+const BLOCKING_OWN: &str = "
+    select w.processor, b.pid from waiting as w, unnest(pg_blocking_pids(w.pid)) as b (pid)";
+
+/// The lock that a session of this program waits for.
+pub(crate) async fn find_own_wait(connection: &mut PgConnection) -> Result<Option<LockWait>, sqlx::Error> {
+    Ok(list_waits(connection, WAITING_OWN, BLOCKING_OWN).await?.remove(""))
+}
+
 /// The locks that processors wait for, by the name of the processor.
 pub(super) async fn list(connection: &mut PgConnection) -> Result<BTreeMap<String, LockWait>, sqlx::Error> {
     list_waits(connection, WAITING_RUNNERS, BLOCKING_RUNNERS).await
