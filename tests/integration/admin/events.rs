@@ -7,8 +7,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 
 use super::client::Client;
-use super::{READ, refused, running};
+use super::{READ, endpoint, refused, running, settings};
+use crate::support;
 use crate::support::facts::{PATIENCE, append, append_typed};
+use crate::support::program::Installation;
 
 /// A client that reads a stream.
 struct Reader(BufReader<TcpStream>);
@@ -80,6 +82,28 @@ async fn events_are_streamed_from_a_position_until_the_daemon_stops() {
     assert_eq!((all.next().await.0, some.next().await.0), (13, 16));
     daemon.stop().await;
     assert!(all.ends().await && some.ends().await);
+}
+
+/// Who looks must not be kept from the events behind one that an upcast cannot make.
+#[tokio::test]
+async fn an_event_that_no_handler_could_read_is_streamed_as_it_is_stored() {
+    let upcast = "[[upcast]]\nevents = ['Old']\ntype = 'New'\nbody = \"jsonb_build_object('n', 1 / (event.id - 2))\"\n";
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, &format!("{}{upcast}", settings("")));
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    append_typed(&db.pool, "Old", 3).await;
+    append(&db.pool, 1).await;
+    let mut events = Reader::open(&client, "?after=0", "").await;
+    let first = events.next().await;
+    assert_eq!((first.0, &first.1["type"], &first.1["body"]["n"]), (1, &"New".into(), &(-1).into()));
+    assert!(first.1.get("unreadable").is_none());
+    let (id, stored) = events.next().await;
+    assert_eq!((id, &stored["type"], &stored["unreadable"]), (2, &"Old".into(), &"division by zero".into()));
+    assert_eq!((events.next().await.0, events.next().await.0), (3, 4));
+    append(&db.pool, 1).await;
+    assert_eq!(events.next().await.0, 5);
+    daemon.stop().await;
 }
 
 #[tokio::test]

@@ -15,6 +15,59 @@ const WAITING: &str = "
     insert into espd.effects (processor, version, event_id, event_uuid, event_type, payload, created_at)
       select 'notes', 1, 1, gen_random_uuid(), 'A', '1', now() - interval '1 hour' from generate_series(1, 2);";
 
+/// A daemon that is not heard from is taken for dead, and then nobody looks for the lock.
+#[tokio::test]
+async fn a_locked_table_leaves_what_the_daemon_knows_and_is_named() {
+    let (db, installation, daemon, client) = running("").await;
+    let mut holder = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table espd.trackers in access exclusive mode").execute(&mut *holder).await.unwrap();
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *holder).await.unwrap();
+    let named = format!("Process {pid} ");
+    let metrics = client.get("/metrics").await;
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.body.contains("espd_build_info{") && metrics.body.contains("\nespd_database_up 0\n"));
+    assert!(metrics.body.contains("espd_worker_up{worker=\"notes\"} 1"), "{}", metrics.body);
+    let statuses = client.get("/api/v1/processors").await;
+    assert!(statuses.status == 503 && statuses.body.contains("espd.trackers"), "{statuses:?}");
+    assert!(statuses.body.contains(&named), "{statuses:?}");
+    let complaint = installation.espctl(&["status"]).await.complained(1);
+    let (note, error) = complaint.split_once("error: ").unwrap_or_else(|| panic!("{complaint}"));
+    for said in [note, error] {
+        assert!(said.contains("a lock on espd.trackers") && said.contains(&named), "{complaint}");
+    }
+    assert!(error.contains(&format!("pg_terminate_backend({pid})")), "{complaint}");
+    holder.rollback().await.unwrap();
+    installation.espctl(&["status"]).await.printed();
+    let metrics = client.get("/metrics").await.body;
+    assert!(metrics.contains("\nespd_database_up 1\n"), "{metrics}");
+    daemon.stop().await;
+}
+
+/// The table of migrations is read for `/readyz`.
+#[tokio::test]
+async fn a_locked_table_of_migrations_is_named_by_the_readiness() {
+    let (db, _installation, daemon, client) = running("").await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let table: String = sqlx::query_scalar(
+        "select format('%I.%I', table_schema, table_name) from information_schema.tables
+         where table_schema = 'espd' and table_name like '%migrations%' order by 1 limit 1",
+    )
+    .fetch_one(&mut *holder)
+    .await
+    .unwrap();
+    let lock = format!("lock table {table} in access exclusive mode");
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *holder).await.unwrap();
+    let ready = client.get("/readyz").await;
+    assert!(
+        ready.status == 503 && ready.body.contains("a lock on") && ready.body.contains(&table),
+        "{ready:?}"
+    );
+    assert!(ready.body.contains("\"database\":{\"ok\":true}"), "{ready:?}");
+    holder.rollback().await.unwrap();
+    client.get("/readyz").await.json(200);
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn what_waits_is_counted_and_a_foreign_write_is_told() {
     let (db, installation, daemon, client) = running("").await;

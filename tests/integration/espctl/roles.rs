@@ -16,7 +16,7 @@ impl Roles {
     pub(super) async fn create() -> Self {
         let db = support::database().await;
         let owner = Installation::new(&db.url, "[projections]\nschema = 'views'\n");
-        sqlx::raw_sql("create schema views").execute(&db.pool).await.unwrap();
+        // The script makes the schema of the projections.
         let roles = Self { db, owner };
         roles.apply().await;
         // A second time, as after a migration.
@@ -218,6 +218,71 @@ async fn a_reader_of_projections_reads_them_also_after_a_reset_and_no_events() {
     reaches(&roles.db.pool, "newer", 2).await;
     assert_eq!(count("newer").await, 2);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_role_for_readers_may_come_before_the_tables_and_their_schema() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[projections]\nschema = 'later'\n");
+    let role = format!("early_{}", db.name);
+    let script = installation.espctl(&["roles", "--reader", &role]).await.printed();
+    for _ in 0..2 {
+        sqlx::raw_sql(AssertSqlSafe(script.clone())).execute(&db.pool).await.unwrap();
+    }
+    let may: bool = sqlx::query_scalar("select has_schema_privilege($1, 'later', 'usage')")
+        .bind(&role)
+        .fetch_one(&db.pool)
+        .await
+        .unwrap();
+    assert!(may);
+}
+
+/// What a role may not do is said with where to read which one may; what it may not see is not told as something else.
+#[tokio::test]
+async fn a_command_that_a_role_may_not_give_says_where_to_look() {
+    let roles = Roles::create().await;
+    append(&roles.db.pool, 1).await;
+    let (daemon, _) = roles.login("espd_daemon").await;
+    daemon.declare_notes("notes", "");
+    assert!(daemon.espctl(&["explain", "notes"]).await.printed().contains("notes"));
+    daemon.espctl(&["plan"]).await.printed();
+    let aggregate: uuid::Uuid =
+        sqlx::query_scalar("select aggregate_id from espd.events").fetch_one(&roles.db.pool).await.unwrap();
+    let delete = ["delete-aggregate", &aggregate.to_string(), "--why", "a test", "--yes"];
+    let complaint = daemon.espctl(&delete).await.complained(1);
+    assert!(complaint.contains("permission denied") && complaint.contains("docs/roles.md"), "{complaint}");
+    let (operator, _) = roles.login("espd_operator").await;
+    let (reader, _) = roles.login("espd_reader").await;
+    for (role, installation) in [("espd_reader", &reader), ("espd_operator", &operator)] {
+        installation.declare_notes("notes", "");
+        let complaint = installation.espctl(&["check"]).await.complained(1);
+        assert!(complaint.contains("docs/roles.md"), "{complaint}");
+        let complaint = installation.espctl(&["explain", "notes"]).await.complained(1);
+        assert!(complaint.contains(&format!("{role} is no member of espd_daemon")), "{complaint}");
+    }
+    operator.espctl(&delete).await.printed();
+}
+
+/// Settings of a role are those of the login, whatever role it takes.
+#[tokio::test]
+async fn the_doctor_names_the_login_that_a_setting_belongs_to() {
+    let roles = Roles::create().await;
+    let (daemon, _) = roles.login("espd_daemon").await;
+    let login = format!("login_espd_daemon_{}", roles.db.name);
+    let wrong = [
+        ("synchronous_commit", "off", "synchronous_commit = on"),
+        ("idle_session_timeout", "'700ms'", "idle_session_timeout = 0"),
+        ("default_transaction_isolation", "serializable", "default_transaction_isolation = 'read committed'"),
+    ];
+    for (setting, value, right) in wrong {
+        let set = format!("alter role {login} set {setting} = {value}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&roles.db.pool).await.unwrap();
+        let said = daemon.espctl(&["doctor"]).await.stdout;
+        let remedy = format!("alter role {login} set {right};");
+        assert!(said.contains(&remedy), "{remedy}: {said}");
+        sqlx::raw_sql(AssertSqlSafe(remedy.clone())).execute(&roles.db.pool).await.unwrap();
+        assert!(!daemon.espctl(&["doctor"]).await.stdout.contains(&remedy));
+    }
 }
 
 /// The unit says which commands are run before, at and after a start; all run as the daemon's role.

@@ -5,8 +5,9 @@ mod framework;
 use std::time::Duration;
 
 use espd::event::NewEvent;
-use espd::store::{AppendError, EventStore as _, PostgresEventStore};
+use espd::store::{AppendError, EventStore as _, PostgresEventStore, ReadError};
 use espd::store::{EventSourceryNames, Layout};
+use futures_util::StreamExt as _;
 use serde_json::json;
 use serde_json::value::RawValue;
 use sqlx::postgres::PgListener;
@@ -183,6 +184,83 @@ async fn a_body_that_jsonb_refuses_is_named_and_those_before_it_are_handled() {
     daemon.stop().await;
 }
 
+/// An event that `jsonb` cannot hold, over several lines, between two that it can hold.
+const STRANGE: [&str; 3] =
+    [r#"{"title": "a",  "n": 1}"#, "{\"title\":\n  \"a\\u0000b\"}", r#"{"title":"c"}"#];
+
+/// Who looks at such an event sees it, and the others.
+#[tokio::test]
+async fn a_body_that_jsonb_refuses_is_shown_as_it_is_stored() {
+    let framework = Framework::create().await;
+    for body in STRANGE {
+        framework.write(Write { body, ..Write::of("A") }).await;
+    }
+    let settings = format!("{SETTINGS}[admin]\nlisten = '127.0.0.1:0'\n");
+    let installation = Installation::new(&framework.db.url, &settings);
+    let setting_aside = "[projector.retry]\nmax_attempts = 1\non_failure = 'skip'\n[projector.tables]";
+    installation.declare("copies", &COPIES.replace("[projector.tables]", setting_aside));
+    installation.espctl(&["migrate"]).await.printed();
+    let daemon = installation.start_daemon();
+    let client = crate::admin::endpoint(&daemon).await;
+    reaches(&framework.db.pool, "copies", 3).await;
+
+    let strange = json!({ "title": "a\0b" });
+    let events = installation.espctl(&["events", "--json"]).await.json_lines();
+    let bodies: Vec<&serde_json::Value> = events.iter().map(|event| &event["body"]).collect();
+    assert_eq!(bodies, [&json!({ "n": 1, "title": "a" }), &strange, &json!({ "title": "c" })]);
+    let lines = installation.espctl(&["events"]).await.printed();
+    assert!(lines.contains(r#"{"n": 1, "title": "a"}"#), "as jsonb gives it back: {lines}");
+    assert!(lines.contains(r#"{"title":"a\u0000b"}"#) && lines.lines().count() == 3, "{lines}");
+    let trace = installation.espctl(&["trace", "2", "--json"]).await.json();
+    assert_eq!(trace["events"][0]["body"], strange);
+    let schema = installation.espctl(&["schema", "events", "--type", "A", "--json"]).await.json();
+    assert_eq!(schema["properties"]["title"]["type"], "string");
+    let shown = installation.espctl(&["dead-letters", "show", "copies", "2", "--json"]).await.json();
+    assert_eq!(shown["event"]["body"], strange);
+    let page = client.get("/api/v1/processors/copies/dead-letters/2").await.json(200);
+    assert_eq!(page["event"]["body"], strange);
+    installation.espctl(&["dead-letters", "discard", "copies", "2", "--yes"]).await.printed();
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_names_the_event_that_cannot_be_read_and_keeps_to_the_order() {
+    let framework = Framework::create().await;
+    for body in STRANGE {
+        framework.write(Write { body, ..Write::of("A") }).await;
+    }
+    let layout = Layout::event_sourcery("espd", &EventSourceryNames::default()).unwrap();
+    let store = PostgresEventStore::new(framework.db.pool.clone(), layout);
+    let mut events = store.subscribe(None, Some(0.into()));
+    assert_eq!(events.next().await.unwrap().unwrap().id, 1);
+    for _ in 0..2 {
+        let error = events.next().await.unwrap().unwrap_err();
+        assert!(matches!(&error, ReadError::Unreadable { position, .. } if *position == 2), "{error}");
+        assert_eq!(error.to_string(), "event 2 cannot be read: unsupported Unicode escape sequence");
+    }
+    assert_eq!(store.subscribe(None, Some(2.into())).next().await.unwrap().unwrap().id, 3);
+}
+
+/// An operator sets such an event aside before it is handled, too.
+#[tokio::test]
+async fn a_body_that_jsonb_refuses_is_skipped_by_an_operator() {
+    let framework = Framework::create().await;
+    for body in STRANGE {
+        framework.write(Write { body, ..Write::of("A") }).await;
+    }
+    let installation = Installation::new(&framework.db.url, SETTINGS);
+    installation.declare("copies", COPIES);
+    installation.espctl(&["migrate"]).await.printed();
+    let daemon = installation.start_daemon();
+    eventually("a failure", async || {
+        (installation.status("copies").await["state"] == "retrying").then_some(())
+    })
+    .await;
+    installation.espctl(&["dead-letters", "skip", "copies", "--yes"]).await.printed();
+    reaches(&framework.db.pool, "copies", 3).await;
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn projections_in_another_database_are_kept() {
     let framework = Framework::create().await;
@@ -301,7 +379,8 @@ async fn predecessor() -> (Framework, Installation) {
             "create schema projections;
              create table projections.counts (type text primary key, n bigint not null);
              insert into projections.counts select type, count(*) from events where id <= 10 group by type;
-             insert into projector_tracker (name, last_processed_event_id) values ('Todo::Counts', 10), ('Other', 3)",
+             alter table projector_tracker alter name drop not null, alter last_processed_event_id drop not null;
+             insert into projector_tracker (name, last_processed_event_id) values ('Todo::Counts', 10), ('Other', 3), ('Nowhere', null), (null, 3)",
         )
         .await;
     let installation = Installation::new(&framework.db.url, SETTINGS);
@@ -320,7 +399,10 @@ async fn a_processor_of_the_framework_moves_to_espd_where_it_is() {
         asked.stdout.contains("counts  Todo::Counts      0        10  projections.counts  -"),
         "{asked:?}"
     );
-    assert!(asked.stdout.contains("Left out, because no processor has the name: Other"), "{asked:?}");
+    assert!(
+        asked.stdout.contains("Left out, because no processor has the name: Nowhere, Other"),
+        "{asked:?}"
+    );
     assert!(asked.complained(1).contains("add --yes"));
     let taken = installation.espctl(&[&IMPORT[..], &["--yes", "--json"]].concat()).await.json();
     assert_eq!((&taken[0]["name"], &taken[0]["to_position"]), (&json!("counts"), &json!(10)));
@@ -374,11 +456,61 @@ async fn nothing_is_taken_over_from_a_running_processor_or_onto_missing_tables()
     assert!(complaint.contains("projections.counts does not exist"), "{complaint}");
     let complaint = installation.espctl(&["import-positions", "counts=Nobody", "--yes"]).await.complained(1);
     assert!(complaint.contains("projector_tracker has no row for Nobody"), "{complaint}");
+    let complaint = installation.espctl(&["import-positions", "counts=Nowhere", "--yes"]).await.complained(1);
+    assert!(complaint.contains("projector_tracker has no position for Nowhere"), "{complaint}");
     let complaint = installation.espctl(&["import-positions", "nobody", "--yes"]).await.complained(1);
     assert!(complaint.contains("no processor nobody is declared"), "{complaint}");
     let complaint = installation.espctl(&["import-positions", "--yes"]).await.complained(1);
     assert!(complaint.contains("no declared processor has a predecessor of its name"), "{complaint}");
     assert_eq!(count(&framework, "select count(*) from espd.trackers").await, 0);
+}
+
+/// As docs/event_sourcery.md has it: the roles, then the tables that are taken over, then the position.
+#[tokio::test]
+async fn a_processor_moves_under_the_daemons_role() {
+    let (framework, owner) = predecessor().await;
+    let login = format!("mover_{}", framework.db.name);
+    framework
+        .run(&format!(
+            "do $$ begin create role espd_daemon; exception when duplicate_object or unique_violation then null; end $$;
+             create role {login} login in role espd_daemon; alter role {login} set role espd_daemon"
+        ))
+        .await;
+    let url = framework
+        .db
+        .url
+        .replace("//espd@", &format!("//{login}@"))
+        .replace("user=espd", &format!("user={login}"));
+    let daemon = Installation::new(&url, SETTINGS);
+    daemon.declare("counts", COUNTS);
+    let script = owner.espctl(&["roles"]).await.printed();
+    // Other tests make the roles in databases of their own, and the roles are the server's.
+    eventually("the roles", async || {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("begin; {script}\n; commit")))
+            .execute(&framework.db.pool)
+            .await
+            .ok()
+    })
+    .await;
+    let all = [&IMPORT[..], &["--yes"]].concat();
+    let complaint = daemon.espctl(&all).await.complained(1);
+    let remedy = "alter table \"projections\".\"counts\" owner to \"espd_daemon\"";
+    assert!(complaint.contains(remedy), "{complaint}");
+    framework.run("grant select, insert, update, delete on projections.counts to espd_daemon").await;
+    daemon.espctl(&all).await.printed();
+    let reset = ["reset", "counts", "--in-place", "--yes"];
+    let complaint = daemon.espctl(&reset).await.complained(1);
+    assert!(complaint.contains("only its owner may do that"), "{complaint}");
+    framework.run(remedy).await;
+    let running = daemon.start_daemon();
+    reaches(&framework.db.pool, "counts", 40).await;
+    daemon.espctl(&reset).await.printed();
+    reaches(&framework.db.pool, "counts", 40).await;
+    running.stop().await;
+    framework.run("revoke select on projector_tracker from espd_daemon").await;
+    let complaint = daemon.espctl(&all).await.complained(1);
+    assert!(complaint.contains("permission denied for table projector_tracker"), "{complaint}");
+    assert!(complaint.contains("espctl roles"), "{complaint}");
 }
 
 #[tokio::test]
