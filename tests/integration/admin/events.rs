@@ -90,6 +90,7 @@ async fn an_event_that_no_handler_could_read_is_streamed_as_it_is_stored() {
     let upcast = "[[upcast]]\nevents = ['Old']\ntype = 'New'\nbody = \"jsonb_build_object('n', 1 / (event.id - 2))\"\n";
     let db = support::database().await;
     let installation = Installation::new(&db.url, &format!("{}{upcast}", settings("")));
+    installation.declare_notes("notes", "");
     let daemon = installation.start_daemon();
     let client = endpoint(&daemon).await;
     append_typed(&db.pool, "Old", 3).await;
