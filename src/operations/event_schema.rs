@@ -138,8 +138,9 @@ async fn look_at(
     while let Some(body) = bodies.try_next().await? {
         let body: String = body;
         // A body that is no text or number of this program, such as one with a lone surrogate, says nothing of the others.
-        let Ok(value) = serde_json::from_str(&body) else { continue };
-        shape.add(&value, 0);
+        if let Ok(value) = serde_json::from_str(&body) {
+            shape.add(&value, 0);
+        }
         looked_at += 1;
     }
     Ok((shape, looked_at))
