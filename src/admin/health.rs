@@ -10,10 +10,9 @@ use super::Workers;
 use super::answer::{self, Answer, ApiError};
 use crate::operations::databases::Databases;
 use crate::operations::databases::ways::Through;
-use crate::operations::lock_watch::{describe_end, observe};
+use crate::operations::lock_watch::{describe_end, is_of_lock, observe};
 use crate::postgres::error::chain;
-use crate::postgres::sqlstate::{describe, is_lock_timeout};
-use crate::schema::SchemaError;
+use crate::postgres::sqlstate::describe;
 
 /// The supervisor's loop, which runs once a second even if nothing happens, is stuck after this time without a run.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
@@ -97,11 +96,12 @@ async fn check_through(through: &Through) -> Result<(), (String, String)> {
 
 async fn check_schema(databases: &Databases) -> Check {
     let (checked, wait) = observe(databases, |_| {}, databases.check_schema()).await;
-    checked.map(|()| json!({})).map_err(|error| match &error {
-        SchemaError::Database(refused) if is_lock_timeout(refused) => {
+    checked.map(|()| json!({})).map_err(|error| {
+        if is_of_lock(&error) {
             (describe_end(wait.as_ref()), "look at /api/v1/processors".to_owned())
+        } else {
+            (chain(&error), error.remedy())
         }
-        error => (chain(error), error.remedy()),
     })
 }
 

@@ -59,7 +59,7 @@ fn reader_script(reader: &str, config: &Config) -> anyhow::Result<String> {
 /// Lets the daemon's role read the positions of the framework's own processors. Their table may be in another database.
 fn grant_positions(Positions { qualified, .. }: &Positions) -> String {
     format!(
-        "-- What `espctl import-positions` reads. Tables that a processor takes over have to belong to espd_daemon: `alter table … owner to`.\n\
+        "-- What `espctl import-positions` reads. Tables that a processor takes over have to belong to espd_daemon: `alter table ... owner to`.\n\
          do $$ begin\n  if to_regclass({}) is not null then\n    grant select on {qualified} to espd_daemon;\n  end if;\nend $$;",
         quote_literal(qualified)
     )

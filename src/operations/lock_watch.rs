@@ -1,5 +1,6 @@
 //! Who waits for a lock says so, and says who holds it: without that, a command only hangs.
 
+use std::error::Error;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -31,13 +32,19 @@ pub(crate) async fn say_who_locks<T>(
         }
     };
     let (done, seen) = observe(databases, tell, command).await;
-    done.map_err(|error| {
-        let is_of_lock = error
-            .chain()
-            .filter_map(find_answer)
-            .any(|answer| answer.code().as_deref() == Some(LOCK_NOT_AVAILABLE));
-        if is_of_lock { anyhow!("{}", describe_end(seen.as_ref())) } else { error }
-    })
+    done.map_err(|error| if is_of_lock(&*error) { anyhow!("{}", describe_end(seen.as_ref())) } else { error })
+}
+
+/// Whether the database has given up waiting for a lock.
+pub(crate) fn is_of_lock(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if find_answer(error).is_some_and(|answer| answer.code().as_deref() == Some(LOCK_NOT_AVAILABLE)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// What keeps somebody waiting who has given up, and what to do.
