@@ -33,7 +33,8 @@ use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::rebuild::{
     Beside, Compared, Complete, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State,
-    Throttle, Versions, Written, compare, count_dead_letters, drop_place, find_set_aside, write_progress,
+    Throttle, Versions, Written, compare, count_dead_letters, drop_place, find_declared, find_set_aside,
+    list_lost, write_progress,
 };
 use crate::processing::tracker::ProcessorKey;
 
@@ -298,12 +299,23 @@ impl<'o> Rebuilding<'o> {
         let difference = {
             let versions =
                 Versions { old: (schema, &old), new: (&self.building_in, &new), part: self.part.as_ref() };
-            Difference { dead_letters, ..compare(&mut snapshot, versions).await? }
+            let changed_ddl = self.list_lost_ddl(&mut snapshot).await?;
+            Difference { dead_letters, changed_ddl, ..compare(&mut snapshot, versions).await? }
         };
         self.refuse_rows_of_others(&mut snapshot).await?;
         snapshot.rollback().await?;
         self.note_compared(&difference).await?;
         Ok(difference)
+    }
+
+    /// The statements of `ddl` that made something of the serving version and are not declared any more.
+    async fn list_lost_ddl(&self, connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+        if !matches!(self.beside, Beside::Next | Beside::DryRun) {
+            return Ok(Vec::new());
+        }
+        let (schema, live) = (self.operator.trackers().schema().to_owned(), &self.live);
+        let former = find_declared(connection, &schema, &live.name, live.version).await?;
+        Ok(former.map(|former| list_lost(&former.ddl, &self.declaration.ddl)).unwrap_or_default())
     }
 
     /// Records what a comparison has found, and ends an approval of something else.

@@ -42,7 +42,8 @@ use crate::postgres::row::from_row;
 pub(crate) use approval::Compared;
 pub(crate) use commit_times::CommitTimes;
 pub(crate) use difference::{
-    ChangedKey, Columns, Difference, Example, Merged, RowReader, TableDifference, Versions, compare, merge,
+    ChangedKey, Columns, Difference, Example, Merged, RowReader, TableDifference, Versions, compare,
+    describe_lost, list_lost, merge,
 };
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
 pub(crate) use left_out::{DecidedAgainst, LeftOut, list_left_out, whole_fingerprint};

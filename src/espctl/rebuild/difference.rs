@@ -2,7 +2,7 @@
 
 use crate::operations::status::format::thousands;
 use crate::processing::rebuild::{
-    Columns, Difference, EventAt, Example, SetAside, SetAsideEvent, Since, TableDifference,
+    Columns, Difference, EventAt, Example, SetAside, SetAsideEvent, Since, TableDifference, describe_lost,
 };
 
 /// How many keys of a table are shown.
@@ -19,6 +19,9 @@ pub(super) fn render(name: &str, difference: &Difference) -> String {
     lines.extend(set_aside(name, &difference.dead_letters));
     lines.extend(difference.new_tables.iter().map(|table| format!("{table}: a new table")));
     lines.extend(difference.gone_tables.iter().map(|table| format!("{table}: not there any more")));
+    lines.extend(
+        difference.changed_ddl.iter().map(|statement| format!("{name}: {}", describe_lost(statement))),
+    );
     for table in &difference.tables {
         if table.number() > 0 || !table.other_columns.is_empty() || table.changed_key.is_some() {
             lines.push(counts(table));

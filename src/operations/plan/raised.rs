@@ -12,7 +12,7 @@ use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::alteration::{own_columns, primary_key};
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
-    Beside, ChangedKey, RebuildRow, Rebuilds, find_declared, whole_fingerprint,
+    Beside, ChangedKey, RebuildRow, Rebuilds, describe_lost, find_declared, list_lost, whole_fingerprint,
 };
 use crate::processing::tracker::TrackerRow;
 
@@ -112,5 +112,6 @@ fn compare(former: &ProcessorDeclaration, present: &ProcessorDeclaration, kept: 
             losses.push(format!("the primary key of {name} would be {changed}"));
         }
     }
+    losses.extend(list_lost(&former.ddl, &present.ddl).iter().map(|statement| describe_lost(statement)));
     losses
 }

@@ -28,6 +28,8 @@ struct Approved {
     gone_tables: Vec<String>,
     #[serde(default)]
     dead_letters: AgreedSetAside,
+    #[serde(default)]
+    changed_ddl: Vec<String>,
     way: Option<String>,
 }
 
@@ -48,10 +50,11 @@ impl Compared<'_> {
     pub(crate) fn is_covered_by(&self, former: Option<&serde_json::Value>) -> bool {
         let Some(former) = former.and_then(|former| Approved::deserialize(former).ok()) else { return false };
         let since = former.position.map_or(0, |position| (self.position.get() - position).max(0));
-        let Difference { tables, gone_tables, dead_letters, .. } = self.difference;
+        let Difference { tables, gone_tables, dead_letters, changed_ddl, .. } = self.difference;
         let keeps_tables = self.way == "swap" || former.way.as_deref() != Some("swap");
         keeps_tables
             && dead_letters.is_covered_by(&former.dead_letters, since)
+            && changed_ddl.iter().all(|statement| former.changed_ddl.contains(statement))
             && gone_tables.iter().all(|table| former.gone_tables.contains(table))
             && tables.iter().all(|table| {
                 let Some(agreed) = former.tables.iter().find(|agreed| agreed.table == table.table) else {

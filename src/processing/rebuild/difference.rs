@@ -2,6 +2,7 @@
 //!
 //! Each table is read twice, as hashes of its rows in buckets by key. Only buckets that differ are looked into.
 
+mod lost_ddl;
 mod pair;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Part, SetAside, Since};
+pub(crate) use lost_ddl::{describe_lost, list_lost};
 use pair::Pair;
 pub(crate) use pair::RowReader;
 
@@ -26,6 +28,8 @@ pub(crate) struct Difference {
     pub(crate) gone_tables: Vec<String>,
     /// Events that the new version alone has set aside.
     pub(crate) dead_letters: SetAside,
+    /// Statements of `ddl` that the new version lacks, each by its beginning: what they have made is gone, or another.
+    pub(crate) changed_ddl: Vec<String>,
 }
 
 /// What differs in one table.
@@ -133,7 +137,7 @@ pub(crate) struct Versions<'v> {
 impl Difference {
     /// Whether the rows are the same, as far as they can be compared, and no more events were set aside.
     pub(crate) fn is_none(&self) -> bool {
-        self.has_same_tables() && self.dead_letters.is_none()
+        self.has_same_tables() && self.dead_letters.is_none() && self.changed_ddl.is_empty()
     }
 
     /// Whether the rows are the same, as far as they can be compared.
@@ -145,7 +149,7 @@ impl Difference {
 
     /// Whether the rows are the same, and nothing is gone: only columns or tables were added. What could not be compared may be
     /// another one: numbers that the database has given out, which others may have kept. Where events were set aside, later ones of
-    /// their aggregates may have to wait.
+    /// their aggregates may have to wait. What a view or a function of another text gives, nobody has compared.
     pub(crate) fn is_as_expected(&self) -> bool {
         let is_expected = |table: &TableDifference| {
             table.number() == 0
@@ -153,7 +157,10 @@ impl Difference {
                 && table.changed_key.is_none()
                 && table.not_compared.is_empty()
         };
-        self.gone_tables.is_empty() && self.dead_letters.is_none() && self.tables.iter().all(is_expected)
+        self.gone_tables.is_empty()
+            && self.changed_ddl.is_empty()
+            && self.dead_letters.is_none()
+            && self.tables.iter().all(is_expected)
     }
 
     /// Whether rows differ that were compared, or a table is not on both sides. What has altered the tables without a replay, and what
@@ -167,6 +174,7 @@ impl Difference {
     /// Whether whoever reads the tables would see other rows, or lack something, now or when more events come.
     pub(crate) fn changes_what_is_read(&self) -> bool {
         !self.gone_tables.is_empty()
+            || !self.changed_ddl.is_empty()
             || !self.dead_letters.is_none()
             || self.tables.iter().any(|table| {
                 table.number() > 0 || !table.gone_columns.is_empty() || table.changed_key.is_some()
@@ -203,6 +211,7 @@ impl Difference {
                 ));
             }
         }
+        parts.extend(self.changed_ddl.iter().map(|statement| describe_lost(statement)));
         if !self.dead_letters.is_none() {
             parts.push(self.dead_letters.describe());
         }

@@ -320,7 +320,9 @@ async fn end_claims(
     key: &ProcessorKey,
 ) -> Result<(), sqlx::Error> {
     let statement = format!(
-        "-- end_claims\nupdate {} set owner = null, lease_until = null, epoch = epoch + 1 where {}",
+        // A version that was paused when another one took its place is not paused for whoever goes back to it.
+        "-- end_claims
+         update {} set owner = null, lease_until = null, epoch = epoch + 1, paused_at = null, paused_by = null where {}",
         trackers.table(),
         key.is_tracker()
     );

@@ -582,6 +582,33 @@ async fn a_row_that_somebody_has_falsified_is_found_by_its_key() {
 }
 
 #[tokio::test]
+async fn a_version_that_was_paused_when_another_took_its_place_can_serve_again() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.espctl(&["pause", "orders"]).await.printed();
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    fixture.espctl(&["resume", "orders"]).await.printed();
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    // Back, paused again meanwhile, and forward.
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact("select count(*) from orders").await, "6");
+    fixture.espctl(&["pause", "orders"]).await.printed();
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(
+        fixture
+            .fact("select version || ' ' || (paused_at is not null) from espd.trackers where name = 'orders'")
+            .await,
+        "2 true"
+    );
+    fixture.espctl(&["resume", "orders"]).await.printed();
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "1");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn numbers_are_shown_with_all_their_digits() {
     let (fixture, daemon) = Fixture::running().await;
     let exact = "12345678901234567890.10";
