@@ -99,7 +99,8 @@ enum RebuildCommand {
 #[command(
     after_help = "The version that served before handles what has come since, and the tables change places again. The version\n\
     that served until now is kept in its place. Daemons with a declaration of the newer version go on with the\n\
-    older one until `espctl rebuild` is run again. Another version that is declared or being built is given up, and\n\
+    older one until `espctl rebuild` is run again; where the events are in another database than the tables, they wait\n\
+    until the older one is declared again. Another version that is declared or being built is given up, and\n\
     built again only then, or when its declaration changes.\n\n\
     Example:\n  espctl rollback orders"
 )]
@@ -237,7 +238,15 @@ pub(crate) async fn rollback(
     former.catch_up().await?;
     let way = former.go_live(GoLive::Swap, GoLive::Swap).await?;
     former.end().await?;
-    output::print(&describe_live(&name, live, version, &way))
+    output::print(&describe_live(&name, live, version, &way))?;
+    let declared = operator.declaration(&name).map_or(version, |declaration| declaration.version);
+    if operator.databases.elsewhere && declared != version {
+        note(&format!(
+            "its handlers are not in this database, because the events are in another one: {name} handles nothing before version \
+             {version} is declared again, as it was"
+        ));
+    }
+    Ok(())
 }
 
 /// What an operator's build may take: it does not rest while events are appended, because somebody waits for it.

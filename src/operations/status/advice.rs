@@ -249,7 +249,10 @@ fn of_awaited_version(status: &ProcessorStatus, awaited: i32, surroundings: Surr
          Version {awaited} {far}."
     );
     let remedy = match surroundings.left_out {
-        Some(left_out) => format!("{}.", left_out.describe(name, awaited).replacen('v', "V", 1)),
+        Some(left_out) => format!(
+            "Declare version {version} again, as it was, and it goes on. {}.",
+            left_out.describe(name, awaited).replacen('v', "V", 1)
+        ),
         None => format!(
             "It goes on by itself once version {awaited} is live: `espctl rebuild {name} --watch` shows how far it is. Where no daemon \
              builds, `espctl rebuild {name}` does."
