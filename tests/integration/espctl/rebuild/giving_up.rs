@@ -48,7 +48,7 @@ async fn what_an_operator_does_while_a_version_goes_live_is_done_to_that_version
     let (rebuilt, (paused, reset)) = tokio::join!(fixture.espctl(&["rebuild", "orders", "--yes"]), release);
     assert!(rebuilt.printed().contains("version 2 of orders is live"));
     let said = paused.printed();
-    assert!(said.starts_with("orders is paused"), "{said}");
+    assert!(said.starts_with("orders paused"), "{said}");
     assert_eq!(
         fixture
             .fact("select version || ' ' || (paused_at is not null) from espd.trackers where name = 'orders'")
