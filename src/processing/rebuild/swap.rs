@@ -107,7 +107,7 @@ impl Swap<'_> {
     }
 
     /// Those objects that DDL has made and that are no part of a table, with their own parts: the checks of a domain, the type of arrays, the
-    /// functions of a range.
+    /// functions of a range. Views and the like are among them where nothing of a table leads to them; the others are found by that.
     async fn find_made_without_tables(
         &self,
         connection: &mut PgConnection,
@@ -118,8 +118,20 @@ impl Swap<'_> {
         }
         let statement = format!(
             "-- find_made_without_tables
-             with recursive own (classid, objid) as (
-               select m.classid, m.objid from ({}) as m where m.kind in ('routine', 'type', 'domain', 'sequence')
+             with recursive reached (classid, objid) as (
+               select 'pg_class'::regclass::oid, r.oid from {own_schema}.owned_relations as r where r.processor = {processor} and r.oid is not null
+               union
+               select linked.classid, linked.objid from reached as c cross join lateral (
+                 select d.classid, d.objid from pg_depend as d
+                 where d.refclassid = c.classid and d.refobjid = c.objid and d.deptype in ('n', 'a', 'i')
+                 union all
+                 select d.refclassid, d.refobjid from pg_depend as d
+                 where d.classid = c.classid and d.objid = c.objid and d.deptype = 'i') as linked
+             ), own (classid, objid) as (
+               select m.classid, m.objid from ({made}) as m
+               where m.kind in ('routine', 'type', 'domain', 'sequence')
+                 or m.kind in ('view', 'materialized view', 'foreign table', 'table')
+                   and not exists (select from reached as r where r.classid = m.classid and r.objid = m.objid)
                union
                select linked.classid, linked.objid from own as c cross join lateral (
                  select d.classid, d.objid from pg_depend as d
@@ -128,7 +140,9 @@ impl Swap<'_> {
                  select d.refclassid, d.refobjid from pg_depend as d
                  where d.classid = c.classid and d.objid = c.objid and d.deptype = 'i') as linked
              ) select classid, objid from own order by classid, objid",
-            made_objects(made, self.schema, self.building_in)
+            own_schema = self.trackers.schema(),
+            processor = quote_literal(&self.live.name),
+            made = made_objects(made, self.schema, self.building_in)
         );
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }

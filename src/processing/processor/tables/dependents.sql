@@ -278,5 +278,21 @@ with recursive owned as (
     where not exists (select from objects as o where o.classid = 'pg_class'::regclass and o.objid = x.oid)
   ) as of join pg_description as d
     on d.classoid = of.classid and d.objoid = of.objid and d.objsubid = of.objsubid
+  union all
+  -- Objects without tables have the comments that are made with them; where none is, they get that of the former ones.
+  select 8, format('comment on %s %s', i.type, i.identity), format(
+    'do $do$ begin
+       if exists (select from %1$s as o where o.oid = to_%2$s(%3$L) and obj_description(o.oid, %1$L) is null) then
+         execute %4$L;
+       end if;
+     end $do$', c.relname, m.regtype, i.identity, format('comment on %s %s is %L', i.type, i.identity, d.description)), false, false
+  from (
+    select o.classid, o.objid, case o.classid when 'pg_proc'::regclass then 'regprocedure' when 'pg_type'::regclass then 'regtype'
+      else 'regclass' end as regtype
+    from own as o where o.classid in ('pg_proc'::regclass, 'pg_type'::regclass)
+      or o.classid = 'pg_class'::regclass and o.objid in (select r.oid from relations as r)
+  ) as m join pg_class as c on c.oid = m.classid
+    join pg_description as d on d.classoid = m.classid and d.objoid = m.objid and d.objsubid = 0
+    cross join lateral pg_identify_object(m.classid, m.objid, 0) as i
 )
 select item, statement, apart, is_right from items order by place, item

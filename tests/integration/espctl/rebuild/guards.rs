@@ -213,6 +213,61 @@ async fn what_others_have_on_what_ddl_makes_is_carried_over_or_named() {
     daemon.stop().await;
 }
 
+/// Nothing of the tables leads to them, so they are found by what the DDL says.
+#[tokio::test]
+async fn rights_and_comments_on_what_ddl_makes_beside_the_tables_are_carried_over() {
+    let ddl = [
+        "create view one as select 1 as x",
+        "create materialized view fixed as select 1 as x",
+        "create materialized view numbers as select n from orders",
+        "create table looked_up (x int)",
+        "create foreign table far (x int) server elsewhere",
+        "create sequence numbered",
+        "create type mood as enum ('good')",
+        "create function price(n int) returns int language sql as 'select 1'",
+        "comment on view one is 'of version 1'",
+    ];
+    let (fixture, daemon) = Fixture::running().await;
+    fixture
+        .run("create foreign data wrapper nowhere; create server elsewhere foreign data wrapper nowhere")
+        .await;
+    fixture.declare_ddl(2, &ddl, "");
+    fixture.espctl(REBUILD).await.printed();
+    let reader = format!("reader_{}", fixture.db.name);
+    fixture
+        .run(&format!(
+            "create role {reader}; grant select on one, fixed, numbers, looked_up, far to {reader}; grant usage on numbered to {reader};
+             revoke select on far from {reader}; grant select (x) on far to {reader};
+             comment on materialized view fixed is 'theirs'; comment on materialized view numbers is 'theirs';
+             comment on foreign table far is 'theirs'; comment on sequence numbered is 'theirs';
+             comment on type mood is 'theirs'; comment on function price is 'theirs'; comment on column one.x is 'theirs';
+             create view public.of_others as select x from public.fixed; grant select on public.of_others to {reader}"
+        ))
+        .await;
+    let mut second = ddl;
+    second[0] = "create view one as select 2 as x";
+    second[8] = "comment on view one is 'of version 2'";
+    fixture.declare_ddl(3, &second, "");
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    let rights = format!(
+        "select concat_ws(' ', has_table_privilege('{reader}', 'public.one', 'select'),
+           has_table_privilege('{reader}', 'public.fixed', 'select'), has_table_privilege('{reader}', 'public.numbers', 'select'),
+           has_table_privilege('{reader}', 'public.looked_up', 'select'), has_column_privilege('{reader}', 'public.far', 'x', 'select'),
+           has_sequence_privilege('{reader}', 'public.numbered', 'usage'), has_table_privilege('{reader}', 'public.of_others', 'select'))"
+    );
+    assert_eq!(fixture.fact(&rights).await, "t t t t t t t");
+    let comments = "select concat_ws(' ', obj_description('public.one'::regclass), col_description('public.one'::regclass, 1),
+        obj_description('public.fixed'::regclass), obj_description('public.numbers'::regclass), obj_description('public.far'::regclass),
+        obj_description('public.numbered'::regclass), obj_description('public.mood'::regtype, 'pg_type'),
+        obj_description('public.price(int)'::regprocedure, 'pg_proc'))";
+    assert_eq!(fixture.fact(comments).await, format!("of version 2{}", " theirs".repeat(7)));
+    fixture.run(&format!("revoke select on fixed, looked_up from {reader}")).await;
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact(&rights).await, "t f t f t t t");
+    assert_eq!(fixture.fact(comments).await, format!("of version 1{}", " theirs".repeat(7)));
+    daemon.stop().await;
+}
+
 /// What a new table cannot be given in a moment, or by nobody but its maker.
 #[tokio::test]
 async fn what_others_have_set_on_a_table_is_carried_over_or_named() {
