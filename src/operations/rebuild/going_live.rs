@@ -379,10 +379,7 @@ impl Rebuilding<'_> {
         if !trackers.lock_claimed(&mut transaction, &claim).await? {
             return Err(OperatorError::Rebuild("somebody else works on this version now".to_owned()));
         }
-        let limit = format!(
-            "-- limit_merge\nset local statement_timeout = '{MERGE_LIMIT}'; set local search_path = pg_catalog, pg_temp"
-        );
-        sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
+        self.enter_merge(&mut transaction).await?;
         let schemas = (self.operator.databases.scope.schema.as_str(), self.building_in.as_str());
         let changed = match merge(&mut transaction, &self.declaration.table_names(), schemas, None).await {
             Ok(Merged::Rows(changed)) => changed,

@@ -242,6 +242,16 @@ impl Rebuilding<'_> {
         }
     }
 
+    /// Limits how long each statement of a merge may take, and has the triggers of others run with the search path and the settings that they
+    /// have when a batch of the projector is handled: what works every day has to work then.
+    pub(super) async fn enter_merge(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- enter_merge\nset local statement_timeout = '{MERGE_LIMIT}'; select {}",
+            self.operator.databases.scope.set_local()
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(transaction).await.map(drop)
+    }
+
     /// Refuses a part where the events of its aggregates have written rows of others.
     pub(super) async fn refuse_rows_of_others(
         &self,
@@ -290,10 +300,7 @@ impl Rebuilding<'_> {
         }
         self.refuse_rows_of_others(&mut transaction).await?;
         self.refuse_dead_letters(&mut transaction).await?;
-        let limit = format!(
-            "-- limit_merge\nset local statement_timeout = '{MERGE_LIMIT}'; set local search_path = pg_catalog, pg_temp"
-        );
-        sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
+        self.enter_merge(&mut transaction).await?;
         let schemas = (self.operator.databases.scope.schema.as_str(), self.building_in.as_str());
         let tables = self.declaration.table_names();
         let Merged::Rows(changed) = merge(&mut transaction, &tables, schemas, self.part.as_ref()).await?

@@ -59,6 +59,46 @@ async fn what_a_trigger_would_change_beyond_the_difference_is_not_merged_but_swa
     daemon.stop().await;
 }
 
+/// Names in it mean what they mean when the projector handles events.
+#[tokio::test]
+async fn a_trigger_of_others_finds_its_tables_in_a_merge_and_in_a_part_as_it_does_every_day() {
+    let text = "[projector]\nname = 'orders'\naggregate_column = 'id'\n[projector.tables]\norders = 'id uuid primary key, n bigint'
+[[projector.on]]\nevents = ['A']\nsql = 'insert into orders values (event.aggregate_id, 1) on conflict (id) do update set n = orders.n + 1'\n";
+    let (fixture, daemon) = declared(text, "").await;
+    fixture
+        .run(
+            "create table public.audited (op text, zone text);
+             create function audit() returns trigger language plpgsql as $$ begin
+               insert into audited values (tg_op, current_setting('timezone')); return null; end $$;
+             create trigger audit after insert or update or delete on orders for each row execute function audit();
+             create table public.checked (op text);
+             create function check_later() returns trigger language plpgsql as $$ begin
+               insert into checked values (tg_op); return null; end $$;
+             create constraint trigger later after update on orders deferrable initially deferred for each row execute function check_later()",
+        )
+        .await;
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 5).await;
+    let every_day = fixture.fact("select string_agg(distinct zone, ' ') from public.audited").await;
+    fixture.run("update orders set n = 99").await;
+    fixture.run("delete from public.audited; delete from public.checked").await;
+    let aggregate = fixture.fact("select min(id::text) from orders").await;
+    fixture.espctl(&["rebuild", "orders", "--aggregate", &aggregate, "--yes"]).await.printed();
+    assert_eq!(
+        fixture
+            .fact("select count(*) || ' ' || (select count(*) from public.checked) from public.audited")
+            .await,
+        "1 1"
+    );
+    fixture.run("update orders set n = 99").await;
+    fixture.run("delete from public.audited; delete from public.checked").await;
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    let merged = "select (count(*) > 0 and count(*) = (select count(*) from public.checked)) || ' ' || string_agg(distinct zone, ' ') from public.audited";
+    assert_eq!(fixture.fact(merged).await, format!("true {every_day}"));
+    assert_eq!(fixture.fact("select count(*) from orders where n = 99").await, "0");
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn a_column_that_a_key_only_includes_is_none_of_the_key() {
     let text = "[projector]\nname = 'orders'\n[projector.tables]
