@@ -10,15 +10,17 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::espctl::output;
 use crate::operations::databases::Databases;
-use crate::operations::deletion::{Holder, count_events, delete_aggregate, find_diverged, find_holders};
+use crate::operations::deletion::{
+    HeldVersion, Holder, count_events, delete_aggregate, find_diverged, find_held_versions, find_holders,
+};
 use crate::operations::status::format::thousands;
 use crate::store::DeletedAggregate;
 
 #[derive(Args)]
 #[command(
     after_help = "The events are gone from the table, with their contents. The table deleted_aggregates records who did it, when, why,\n\
-    and how many events of which types there were. What espd keeps of them goes as well; what projections, receivers and\n\
-    backups have is listed. docs/audit.md has the details. Where only personal data must go, `espctl forget` keeps the events.\n\n\
+    and how many events of which types there were. What espd keeps of them goes as well; what projections, their versions that\n\
+    do not serve, receivers and backups have is listed. docs/audit.md has the details. Where only personal data must go, `espctl forget` keeps the events.\n\n\
     Example:\n  espctl delete-aggregate 149d5c70-a373-4857-91e2-1d5ea90c27e4 --why 'court order 12/27'"
 )]
 pub(crate) struct Arguments {
@@ -58,18 +60,20 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     databases.notify_runners().await;
     let types: BTreeSet<&str> = deleted.types.0.keys().map(String::as_str).collect();
     let holders = find_holders(&config.processors, &config.upcasts, &types);
+    let versions = find_held_versions(databases, &config.processors, &config.upcasts, &types).await?;
     let (diverged, left) = (find_diverged(databases).await?, count_events(databases, aggregate_id).await?);
     if json {
-        let report = json!({ "deleted": deleted, "holders": holders, "diverged": diverged, "appended_meanwhile": left });
+        let report = json!({ "deleted": deleted, "holders": holders, "versions": versions,
+            "diverged": diverged, "appended_meanwhile": left });
         return output::print_verbatim(&serde_json::to_string_pretty(&report)?);
     }
-    output::print(&report(&deleted, &holders, &diverged, &left).join("\n"))
+    output::print(&report(&deleted, (&holders, &versions), &diverged, &left).join("\n"))
 }
 
 /// What was done, and what is left to do.
 fn report(
     deleted: &DeletedAggregate,
-    holders: &[Holder],
+    (holders, versions): (&[Holder], &[HeldVersion]),
     diverged: &[String],
     left: &BTreeMap<String, i64>,
 ) -> Vec<String> {
@@ -94,6 +98,7 @@ fn report(
     }));
     lines.push("what may hold something of them still:".to_owned());
     lines.extend(holders.iter().map(|holder| format!("  {}", holder.describe())));
+    lines.extend(versions.iter().map(|version| format!("  {}", version.describe())));
     if let Some(effects) = removed.0.get("open_effects").filter(|effects| **effects > 0) {
         lines.push(format!("  {effects} effects that handlers have asked for are still to be carried out"));
     }

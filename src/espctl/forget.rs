@@ -144,8 +144,8 @@ const LEFT: &str = "the keys are deleted; run this again for the rest";
 
 fn lines(forgotten: &ForgottenSubject, is_announced: bool, report: &SubjectReport) -> Vec<String> {
     let ForgottenSubject { subject, forgotten_at, forgotten_by, keys, .. } = forgotten;
-    let SubjectReport { events, readers, got_sealed, dead_letters, failing, pending, snapshots_removed } =
-        report;
+    let SubjectReport { events, readers, reader_versions, got_sealed, .. } = report;
+    let SubjectReport { dead_letters, failing, pending, snapshots_removed, .. } = report;
     let at = forgotten_at.format("%Y-%m-%d %H:%M:%SZ");
     let mut lines =
         vec![format!("{subject} is forgotten since {at}, by {forgotten_by}; keys deleted: {keys}")];
@@ -165,6 +165,7 @@ fn lines(forgotten: &ForgottenSubject, is_announced: bool, report: &SubjectRepor
     let mut add = |line: String| lines.push(format!("  {line}"));
     add("programs that run, for a minute".to_owned());
     readers.iter().for_each(|holder| add(format!("{} (it may have read the fields)", holder.describe())));
+    reader_versions.iter().for_each(|version| add(format!("{} (the same)", version.describe())));
     got_sealed.iter().for_each(|holder| add(format!("{} (it has got them sealed)", holder.describe())));
     for (processor, count) in dead_letters {
         add(format!(

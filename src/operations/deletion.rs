@@ -8,9 +8,11 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::operations::databases::Databases;
+use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::server_mark;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::history::find_divergence;
+use crate::processing::rebuild::{Beside, find_declared};
 use crate::processing::tracker::Trackers;
 use crate::store::upcast::{Upcast, stored_types};
 use crate::store::{DeletedAggregate, DeletionError, delete_aggregate_on};
@@ -40,6 +42,68 @@ impl Holder {
         };
         format!("{kind} {processor} handles {}{tables}{outside}", types.join(", "))
     }
+}
+
+/// A version of a projector that does not serve, and has tables of its own: no rebuild of those that serve reaches them. The field names are an
+/// interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct HeldVersion {
+    pub(crate) processor: String,
+    pub(crate) version: i32,
+    /// Where its tables are.
+    pub(crate) schema: String,
+    /// Whether it has served before; otherwise it is built, and may go live with what it has.
+    pub(crate) is_former: bool,
+}
+
+impl HeldVersion {
+    /// What to do about it, in one line.
+    pub(crate) fn describe(&self) -> String {
+        let Self { processor, version, schema, is_former } = self;
+        if *is_former {
+            return format!(
+                "version {version} of {processor}, which is kept in schema {schema} and which `espctl rollback {processor}` brings \
+                 back: `espctl rebuild drop {processor}` drops all former versions"
+            );
+        }
+        format!(
+            "version {version} of {processor}, which is built in schema {schema}, and may go live with what it has: \
+             `espctl rebuild abort {processor}` gives it up, and `espctl rebuild {processor}` builds it anew"
+        )
+    }
+}
+
+/// The versions of declared projectors that do not serve and have handled any of these types, as they are stored, or may have.
+pub(crate) async fn find_held_versions<'d>(
+    databases: &Databases,
+    declared: impl IntoIterator<Item = &'d ProcessorDeclaration>,
+    upcasts: &[Upcast],
+    types: &BTreeSet<&str>,
+) -> Result<Vec<HeldVersion>, OperatorError> {
+    let mut connection = databases.projections.acquire().await?;
+    let operator = Operator { databases, declared: &[], name: "", native: None };
+    let mut held = Vec::new();
+    for ProcessorDeclaration { name, .. } in declared {
+        for (beside, version) in operator.list_beside(&mut connection, name).await? {
+            if Beside::TO_LOOK_AT.contains(&beside) {
+                continue;
+            }
+            let trackers = operator.trackers();
+            let recorded =
+                find_declared(&mut connection, trackers.schema(), &beside.name(name), version).await?;
+            let handles_none =
+                recorded.is_some_and(|recorded| find_holders(&[recorded], upcasts, types).is_empty());
+            if !handles_none {
+                held.push(HeldVersion {
+                    processor: name.clone(),
+                    version,
+                    schema: beside.schema(&databases.scope.schema, name),
+                    is_former: matches!(beside, Beside::Archived(_)),
+                });
+            }
+        }
+    }
+    Ok(held)
 }
 
 /// The declared processors that handle any of these types, as they are stored.

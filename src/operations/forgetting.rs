@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::event::NewEvent;
 use crate::operations::databases::Databases;
-use crate::operations::deletion::{Holder, find_holders};
+use crate::operations::deletion::{HeldVersion, Holder, find_held_versions, find_holders};
 use crate::postgres::row::from_row;
 use crate::processing::declaration::Handling;
 use crate::store::layout::CreatedBy;
@@ -30,6 +30,8 @@ pub(crate) struct SubjectReport {
     pub(crate) events: BTreeMap<String, i64>,
     /// The processors in Rust that handle these types: they may have read the fields.
     pub(crate) readers: Vec<Holder>,
+    /// Versions of the processors in Rust that do not serve: the same.
+    pub(crate) reader_versions: Vec<HeldVersion>,
     /// The other processors that handle these types: they have got the fields sealed.
     pub(crate) got_sealed: Vec<Holder>,
     /// Dead letters of the events, by processor: their failures may quote a field.
@@ -74,8 +76,12 @@ pub(crate) async fn clean_up_and_report(
         declared.any(|declared| matches!(declared.handling, Handling::Native(_)))
     };
     let (readers, got_sealed) = holders.into_iter().partition(is_rust);
+    let in_rust =
+        config.processors.iter().filter(|declared| matches!(declared.handling, Handling::Native(_)));
+    let reader_versions = find_held_versions(databases, in_rust, &config.upcasts, &types).await?;
     Ok(SubjectReport {
         readers,
+        reader_versions,
         got_sealed,
         dead_letters: count_dead_letters(databases, &ids).await?,
         failing: find_failing(databases, &ids).await?,

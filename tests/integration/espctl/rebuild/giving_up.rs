@@ -108,3 +108,41 @@ async fn whoever_builds_a_version_that_is_given_up_leaves_nothing_of_it_behind()
     assert_eq!(fixture.fact("select count(*) from espd.build_progress").await, "0");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn who_deletes_an_aggregate_is_told_which_versions_beside_the_serving_one_have_its_rows() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.declare(3, FIRST);
+    fixture.rebuild_without_answer().await;
+    append_typed(&fixture.db.pool, "B", 1).await;
+    let delete = async |event_type: &str, more: &[&str]| {
+        let find = format!("select min(aggregate_id::text) from espd.events where type = '{event_type}'");
+        let aggregate = fixture.fact(&find).await;
+        let delete = ["delete-aggregate", &aggregate, "--why", "court order 12/27", "--yes"];
+        fixture.espctl(&[&delete, more].concat()).await.printed()
+    };
+    let told = delete("A", &[]).await;
+    for part in [
+        "version 1 of orders, which is kept in schema public_orders_v1",
+        "`espctl rebuild drop orders` drops",
+        "version 3 of orders, which is built in schema public_orders_next",
+        "`espctl rebuild abort orders` gives it up",
+    ] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&delete("A", &["--json"]).await).unwrap();
+    assert_eq!(
+        json["versions"][0],
+        serde_json::json!({ "processor": "orders", "version": 1, "schema": "public_orders_v1", "is_former": true })
+    );
+    let told = delete("B", &[]).await;
+    assert!(!told.contains("of orders"), "no version has handled it: {told}");
+
+    fixture.espctl(&["rebuild", "abort", "orders"]).await.printed();
+    fixture.espctl(&["rebuild", "drop", "orders", "--yes"]).await.printed();
+    let told = delete("A", &[]).await;
+    assert!(told.contains("projector orders") && !told.contains("of orders"), "{told}");
+    daemon.stop().await;
+}
