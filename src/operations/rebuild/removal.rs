@@ -233,9 +233,7 @@ impl Operator<'_> {
         let schema = beside.schema(&self.databases.scope.schema, name);
         let known = self.find_version(connection, &own_name).await?;
         if known.is_none() && self.has_schema(connection, &schema).await? {
-            return Err(OperatorError::Blocked(format!(
-                "there is a schema {schema} that espd has not made: rename or drop it"
-            )));
+            return Err(self.refuse_schema(connection, name, &schema).await?);
         }
         let beyond = if cascade { Vec::new() } else { list_beyond(&mut *connection, &schema).await? };
         if !beyond.is_empty() {
@@ -251,9 +249,72 @@ impl Operator<'_> {
         Ok(drop_place(connection, &trackers, &own_name, &schema, &functions).await?)
     }
 
+    /// Why a schema that this store has not made is left alone. Another store in the database has versions under the same names where it has
+    /// a projector of the same name with tables in the same schema, and nobody must drop these.
+    async fn refuse_schema(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        schema: &str,
+    ) -> Result<OperatorError, OperatorError> {
+        let (mut owner, mut hidden) = (None, Vec::new());
+        for (store, is_readable) in self.list_other_stores(connection).await? {
+            if !is_readable {
+                hidden.push(store);
+            } else if let Some(other) = find_processor_in(connection, &store, schema).await? {
+                owner = Some((store, other));
+            }
+        }
+        let apart = "its versions and those of this one have their tables in schemas of the same names: give one of the two projectors \
+             another name, or its tables another schema (`schema` in [projections])";
+        Ok(OperatorError::Blocked(match owner {
+            Some((store, other)) => format!(
+                "schema {schema} has a version of the projector {other} of another store, which is in schema {store} of this database: {apart}"
+            ),
+            None if hidden.is_empty() => {
+                format!("there is a schema {schema} that espd has not made: rename or drop it")
+            }
+            None => format!(
+                "there is a schema {schema} that this store has not made. Other stores are in this database, which may not be looked into \
+                 (schema {}): if one of them has a projector {name}, {apart}; otherwise rename or drop the schema",
+                hidden.join(", ")
+            ),
+        }))
+    }
+
+    /// The quoted schemas of other stores in the database, and whether what they have built may be read.
+    async fn list_other_stores(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<(String, bool)>, sqlx::Error> {
+        let statement = "-- list_other_stores
+            select quote_ident(n.nspname) as store,
+                   has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select') as is_readable
+            from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+            where c.relname = 'projection_tables' and c.relkind = 'r' and quote_ident(n.nspname) <> $1
+              and exists (select from pg_catalog.pg_attribute as a where a.attrelid = c.oid and a.attname = 'table_schema')
+            order by 1";
+        let query = sqlx::query_as(statement).persistent(false).bind(self.trackers().schema().to_owned());
+        query.fetch_all(connection).await
+    }
+
     async fn has_schema(&self, connection: &mut PgConnection, schema: &str) -> Result<bool, OperatorError> {
         let statement = "-- find_schema\nselect exists (select from pg_namespace where nspname = $1)";
         let query = sqlx::query_scalar(statement).persistent(false).bind(schema);
         Ok(query.fetch_one(connection).await?)
     }
+}
+
+/// The projector whose version has tables in a schema, according to the store in this quoted schema.
+async fn find_processor_in(
+    connection: &mut PgConnection,
+    store: &str,
+    schema: &str,
+) -> Result<Option<String>, sqlx::Error> {
+    let statement = format!(
+        "-- find_processor_of_other_store
+         select min(split_part(processor, '$', 1)) from {store}.projection_tables where table_schema = $1"
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(schema);
+    query.fetch_one(connection).await
 }

@@ -292,6 +292,45 @@ async fn what_keeps_a_version_from_being_begun_is_told_and_goes_away_with_its_de
     daemon.stop().await;
 }
 
+/// Its remedy leaves the other store alone.
+#[tokio::test]
+async fn a_version_of_another_store_in_the_database_with_a_projector_of_this_name_is_told_as_that() {
+    let (fixture, daemon) = Fixture::running().await;
+    let settings = "schema = 'second'\n[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n";
+    let second = Installation::new(&fixture.db.url, settings);
+    second.espctl(&["migrate"]).await.printed();
+    let declare = |(columns, handler): (&str, &str), version: i32| {
+        let text = declaration(version, columns, handler).replace("orders (n)", "others (n)");
+        let text = text.replace("orders_n ", "others_n ").replace("order_numbers", "other_numbers");
+        let text = text.replace("from orders", "from others").replace("into orders", "into others");
+        second.declare("orders", &text.replace("\norders = ", "\nothers = "));
+    };
+    declare(FIRST, 1);
+    let other_daemon = second.start_daemon();
+    eventually("the other store's projector has its table", async || {
+        (fixture.fact("select to_regclass('public.others') is not null").await == "true").then_some(())
+    })
+    .await;
+    fixture.declare(2, WIDER);
+    fixture.rebuild_without_answer().await;
+    declare(WIDER, 2);
+    let refused = second.espctl(&["rebuild", "orders", "--yes"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let refused = refused.stderr;
+    let said = "schema public_orders_next has a version of the projector orders of another store, which is in schema espd";
+    assert!(refused.contains(said) && refused.contains("another name"), "{refused}");
+    assert!(!refused.contains("drop"), "{refused}");
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    let Outcome { code, stderr: refused, .. } =
+        second.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await;
+    assert_eq!(code, Some(1), "{refused}");
+    let said = "schema public_orders_v1 has a version of the projector orders of another store, which is in schema espd";
+    assert!(refused.contains(said), "{refused}");
+    assert_eq!(fixture.fact("select count(*) from public_orders_v1.orders").await, "5");
+    other_daemon.stop().await;
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn who_has_removed_what_was_in_the_way_has_it_tried_again_at_once_by_a_reload() {
     let (fixture, daemon) = building().await;
