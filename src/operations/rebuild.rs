@@ -39,7 +39,7 @@ use crate::processing::rebuild::{
 use crate::processing::tracker::ProcessorKey;
 
 pub(crate) use crate::processing::rebuild::{Progress, Wish};
-use beginning::{Prepared, unlock_session};
+use beginning::{By, Prepared, unlock_session};
 pub(crate) use checks::FailedCheck;
 pub(crate) use continuous::VerifiedSlice;
 pub(crate) use going_live::{GoLive, Way};
@@ -133,10 +133,12 @@ impl<'o> Rebuilding<'o> {
     ) -> Result<Self, OperatorError> {
         operator.refuse_unsuitable(&operator.find(name).await?, operator.declaration(name)?, beside)?;
         let mut worker = operator.lock_versions_after_slice(name).await?;
-        match Prepared::find(operator, name, (beside, selection), listener, &mut worker).await {
+        let what = (beside, selection, By::Operator);
+        match Prepared::find(operator, name, what, listener, &mut worker).await {
             Ok(prepared) => Ok(prepared.begin(operator, beside, listener, worker)),
             Err(error) => {
-                unlock_session(&mut worker, name).await?;
+                // The session may be what has failed, and its lock ends with it.
+                let _ = unlock_session(&mut worker, name).await;
                 Err(error)
             }
         }

@@ -288,6 +288,8 @@ pub(crate) struct Begun<'b> {
     pub(crate) fingerprint: &'b str,
     pub(crate) building_in: &'b str,
     pub(crate) operator: &'b str,
+    /// Whether a daemon begins it by itself.
+    pub(crate) automatic: bool,
 }
 
 impl Rebuilds {
@@ -327,15 +329,15 @@ impl Rebuilds {
              with logged as (
                select {schema}.log_act($6, 'rebuild', $1, 0, null, null, jsonb_build_object('version', $2::integer))
              )
-             insert into {schema}.rebuilds (processor, version, from_version, state, fingerprint, building_in, started_by)
-             select $1, $2, $3, 'building', $4, $5, $6 from logged
+             insert into {schema}.rebuilds (processor, version, from_version, state, fingerprint, building_in, started_by, automatic)
+             select $1, $2, $3, 'building', $4, $5, $6, $7 from logged
              on conflict (processor) do update set version = $2, from_version = $3, state = 'building', fingerprint = $4,
                building_in = $5, archived_in = null, difference = null, started_at = clock_timestamp(), started_by = $6,
-               automatic = false, approved_at = null, approved_by = null,
+               automatic = $7, approved_at = null, approved_by = null,
                updated_at = clock_timestamp()",
             schema = self.schema
         );
-        let Begun { processor, version, from_version, fingerprint, building_in, operator } = begun;
+        let Begun { processor, version, from_version, fingerprint, building_in, operator, automatic } = begun;
         sqlx::query(AssertSqlSafe(statement))
             .persistent(false)
             .bind(processor)
@@ -344,6 +346,7 @@ impl Rebuilds {
             .bind(fingerprint)
             .bind(building_in)
             .bind(operator)
+            .bind(automatic)
             .execute(connection)
             .await
             .map(drop)
@@ -380,18 +383,21 @@ impl Rebuilds {
         query.execute(connection).await.map(drop)
     }
 
-    /// Records that a daemon carries it out by itself.
+    /// Records that a daemon carries it out by itself, if it is of this version and fingerprint.
     pub(crate) async fn note_automatic(
         &self,
         connection: impl PgExecutor<'_>,
         processor: &str,
+        (version, fingerprint): (i32, &str),
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
-            "-- note_automatic\nupdate {}.rebuilds set automatic = true where processor = $1 and not automatic",
+            "-- note_automatic
+             update {}.rebuilds set automatic = true
+             where processor = $1 and version = $2 and fingerprint = $3 and not automatic",
             self.schema
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(processor);
-        query.execute(connection).await.map(drop)
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        query.bind(processor).bind(version).bind(fingerprint).execute(connection).await.map(drop)
     }
 
     /// Records where a rebuild is now, unless somebody else has done so meanwhile. Returns whether it was recorded.

@@ -24,6 +24,14 @@ const VERIFIES_SLICES: &str = "espd (verify)";
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Who builds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Operator,
+    /// A daemon, by itself.
+    Daemon,
+}
+
 /// What a build is begun with, once the lock of the session is taken.
 pub(super) struct Prepared {
     pub(super) live: ProcessorKey,
@@ -39,7 +47,7 @@ impl Prepared {
     pub(super) async fn find(
         operator: Operator<'_>,
         name: &str,
-        (beside, selection): (Beside, &Selection),
+        (beside, selection, by): (Beside, &Selection, By),
         listener: Listener<'_>,
         worker: &mut PgConnection,
     ) -> Result<Self, OperatorError> {
@@ -59,7 +67,7 @@ impl Prepared {
             create(worker, processor.base(), (&live, schema)).await.map_err(blocked)?;
             if beside == Beside::Next {
                 warn_of_publications(worker, listener).await?;
-                operator.note_begun(worker, &live, &declaration).await?;
+                operator.note_begun(worker, &live, &declaration, by).await?;
             }
         }
         let start = processor.base().beginning(worker, &live).await?;

@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::Listener;
+use super::beginning::By;
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Unsuitable};
@@ -41,11 +42,13 @@ impl Operator<'_> {
             && (row.version, row.from_version) == (declaration.version, live.version)
     }
 
+    /// Records who begins to build a version.
     pub(super) async fn note_begun(
         &self,
         connection: &mut PgConnection,
         live: &ProcessorKey,
         declaration: &ProcessorDeclaration,
+        by: By,
     ) -> Result<(), OperatorError> {
         let (schema, name) = (&self.databases.scope.schema, &live.name);
         let begun = Begun {
@@ -55,6 +58,7 @@ impl Operator<'_> {
             fingerprint: &self.whole_fingerprint(declaration),
             building_in: &Beside::Next.schema(schema, name),
             operator: self.name,
+            automatic: by == By::Daemon,
         };
         Ok(Rebuilds::new(self.trackers().schema()).begin(connection, &begun).await?)
     }

@@ -3,7 +3,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::beginning::{Prepared, unlock_session};
+use super::beginning::{By, Prepared, unlock_session};
 use super::checks::FailedCheck;
 use super::{Beside, Difference, Effort, GoLive, Listener, Rebuilding, Rebuilds, Selection, Way};
 use crate::operations::operator::{Operator, OperatorError};
@@ -240,23 +240,36 @@ impl Operator<'_> {
             return is_wanted.map(|_| Built::NotWanted);
         }
         let everything = Selection::default();
-        match Prepared::find(self, name, (Beside::Next, &everything), listener, &mut worker).await {
+        let what = (Beside::Next, &everything, By::Daemon);
+        self.note_automatic(&mut worker, name).await?;
+        match Prepared::find(self, name, what, listener, &mut worker).await {
             Ok(prepared) => {
                 let next = prepared.begin(self, Beside::Next, listener, worker);
                 let mut next = next.with_effort(effort);
                 let built = next.bring_live().await;
                 let remedy = format!("{TRIES_AGAIN}; `espctl rebuild abort {name}` gives it up.");
-                self.note_blocked(name, &built, remedy).await?;
-                next.end().await?;
-                built
+                let told = self.note_blocked(name, &built, remedy).await;
+                let ended = next.end().await;
+                // What follows a lost connection says less than why it was lost.
+                let built = built?;
+                told.and(ended).map(|()| built)
             }
             Err(error) => {
                 let built = Err(error);
-                self.note_blocked(name, &built, format!("{TRIES_AGAIN}.")).await?;
-                unlock_session(&mut worker, name).await?;
+                let _ = self.note_blocked(name, &built, format!("{TRIES_AGAIN}.")).await;
+                let _ = unlock_session(&mut worker, name).await;
                 built
             }
         }
+    }
+
+    /// Records that this daemon goes on by itself with what somebody else may have begun. A failure that is written down otherwise looks
+    /// as if an operator had not agreed, and nobody would go on.
+    async fn note_automatic(&self, worker: &mut PgConnection, name: &str) -> Result<(), OperatorError> {
+        let declaration = self.declaration(name)?;
+        let declared = (declaration.version, self.whole_fingerprint(declaration));
+        let rebuilds = Rebuilds::new(self.trackers().schema());
+        Ok(rebuilds.note_automatic(worker, name, (declared.0, &declared.1)).await?)
     }
 
     /// Writes down why a version does not go on by itself. Whoever writes it has the lock. `remedy` is that of errors.
@@ -287,7 +300,6 @@ impl Operator<'_> {
 impl Rebuilding<'_> {
     async fn bring_live(&mut self) -> Result<Built, OperatorError> {
         let name = self.live.name.clone();
-        self.rebuilds().note_automatic(&mut *self.worker, &name).await?;
         if !self.is_declared_alike().await? {
             // Found out before the work, not after it.
             self.foresee(GoLive::Swap).await?;

@@ -332,6 +332,41 @@ async fn a_version_of_another_store_in_the_database_with_a_projector_of_this_nam
 }
 
 #[tokio::test]
+async fn a_build_that_loses_its_connection_in_its_first_moments_is_tried_again_by_itself() {
+    let (fixture, daemon) = building().await;
+    fixture
+        .run(
+            "create sequence taken;
+             create function lose() returns trigger language plpgsql as $$ begin
+               if nextval('public.taken') in (1, 3, 4) then
+                 perform pg_terminate_backend(pg_backend_pid());
+                 perform pg_sleep(10);
+               end if;
+               return new;
+             end $$;
+             create trigger lose before insert on espd.trackers for each row when (new.name = 'orders$next') execute function lose()",
+        )
+        .await;
+    fixture.declare(2, WIDER);
+    fixture.reload().await;
+    fixture.waits("terminating connection").await;
+    fixture.serves(2).await;
+    daemon.stop().await;
+
+    // Likewise where the daemon goes on with what an operator has begun.
+    let (columns, handler) = WIDER;
+    fixture.declare(3, (&format!("{columns}, more text"), handler));
+    let outcome = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+    assert!(outcome.stderr.contains("terminating connection"), "{outcome:?}");
+    assert_eq!(fixture.state().await, "building");
+    let daemon = fixture.installation.start_daemon();
+    fixture.waits("terminating connection").await;
+    fixture.serves(3).await;
+    assert_eq!(fixture.fact("select last_value from taken").await, "5");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn who_has_removed_what_was_in_the_way_has_it_tried_again_at_once_by_a_reload() {
     let (fixture, daemon) = building().await;
     fixture.run("create schema public_orders_next").await;
