@@ -336,15 +336,15 @@ async fn a_build_that_loses_its_connection_in_its_first_moments_is_tried_again_b
     let (fixture, daemon) = building().await;
     fixture
         .run(
-            "create sequence taken;
-             create function lose() returns trigger language plpgsql as $$ begin
+            "create sequence public.taken;
+             create function public.lose() returns trigger language plpgsql as $$ begin
                if nextval('public.taken') in (1, 3, 4) then
                  perform pg_terminate_backend(pg_backend_pid());
                  perform pg_sleep(10);
                end if;
                return new;
              end $$;
-             create trigger lose before insert on espd.trackers for each row when (new.name = 'orders$next') execute function lose()",
+             create trigger lose before insert on espd.trackers for each row when (new.name = 'orders$next') execute function public.lose()",
         )
         .await;
     fixture.declare(2, WIDER);
@@ -362,7 +362,7 @@ async fn a_build_that_loses_its_connection_in_its_first_moments_is_tried_again_b
     let daemon = fixture.installation.start_daemon();
     fixture.waits("terminating connection").await;
     fixture.serves(3).await;
-    assert_eq!(fixture.fact("select last_value from taken").await, "5");
+    assert_eq!(fixture.fact("select last_value from public.taken").await, "5");
     daemon.stop().await;
 }
 
