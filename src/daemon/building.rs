@@ -243,6 +243,11 @@ impl Builder {
         self.names.insert(task.id(), processor);
     }
 
+    fn rest_shortly(&mut self, processor: String) {
+        let until = Instant::now() + BUSY_INTERVAL;
+        self.resting.insert(processor, Rest { until, pause: PAUSES.0, waits: false });
+    }
+
     fn note_ended(&mut self, ended: Result<(Id, Result<Built, OperatorError>), JoinError>) {
         let (id, built) = match ended {
             Ok((id, built)) => (id, Some(built)),
@@ -258,12 +263,14 @@ impl Builder {
                 debug!(processor, "somebody has decided otherwise about a version");
                 return;
             }
+            Some(Ok(Built::GivenUp)) => {
+                debug!(processor, "somebody has given up a version while it was built");
+                return self.rest_shortly(processor);
+            }
             // Whoever builds it may be killed, so it is looked again shortly.
             Some(Err(error @ OperatorError::Building { .. })) => {
                 debug!(processor, %error, "leaves a version to others");
-                let until = Instant::now() + BUSY_INTERVAL;
-                self.resting.insert(processor, Rest { until, pause: PAUSES.0, waits: false });
-                return;
+                return self.rest_shortly(processor);
             }
             Some(Ok(Built::Live { version, way })) => return tell_live(&processor, version, &way),
             Some(Ok(Built::Waits(waits))) => {

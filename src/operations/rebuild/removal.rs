@@ -193,7 +193,7 @@ impl Operator<'_> {
         Ok(query.fetch_all(connection).await?)
     }
 
-    async fn find_version(
+    pub(super) async fn find_version(
         &self,
         connection: &mut PgConnection,
         name: &str,

@@ -35,6 +35,8 @@ pub(crate) enum Built {
     Waits(Waits),
     /// Nothing was to be built any more.
     NotWanted,
+    /// Somebody has given it up while it was built; that may not be recorded yet.
+    GivenUp,
 }
 
 /// Why a version does not go live by itself.
@@ -247,6 +249,10 @@ impl Operator<'_> {
                 let next = prepared.begin(self, Beside::Next, listener, worker);
                 let mut next = next.with_effort(effort);
                 let built = next.bring_live().await;
+                if built.is_err() && self.is_given_up(name).await {
+                    let _ = next.end().await;
+                    return Ok(Built::GivenUp);
+                }
                 let remedy = format!("{TRIES_AGAIN}; `espctl rebuild abort {name}` gives it up.");
                 let told = self.note_blocked(name, &built, remedy).await;
                 let ended = next.end().await;
@@ -261,6 +267,13 @@ impl Operator<'_> {
                 built
             }
         }
+    }
+
+    /// Whether somebody has given up what this daemon was building: whatever has failed then is no failure.
+    async fn is_given_up(&self, name: &str) -> bool {
+        let Ok(mut connection) = self.databases.projections.acquire().await else { return false };
+        let found = self.find_version(&mut connection, &Beside::Next.name(name)).await;
+        matches!(found, Ok(None))
     }
 
     /// Records that this daemon goes on by itself with what somebody else may have begun. A failure that is written down otherwise looks
@@ -280,7 +293,7 @@ impl Operator<'_> {
         remedy: String,
     ) -> Result<(), OperatorError> {
         let Waits { because, remedy } = match built {
-            Ok(Built::Live { .. } | Built::NotWanted) => return Ok(()),
+            Ok(Built::Live { .. } | Built::NotWanted | Built::GivenUp) => return Ok(()),
             Ok(Built::Waits(waits)) => waits.clone(),
             Err(error) => Waits { because: error.to_string(), remedy },
         };

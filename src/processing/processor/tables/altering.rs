@@ -210,7 +210,7 @@ impl Tables<'_> {
         for table in alteration.widened() {
             let copy = format!(
                 "-- copy_table
-                 set local lock_timeout = '1s'; drop table if exists {COPY};
+                 set local lock_timeout = '1s'; set local client_min_messages = warning; drop table if exists {COPY};
                  create temporary table \"Copy of espd\" (like {})",
                 self.qualified(table)
             );
