@@ -39,13 +39,13 @@ use crate::processing::rebuild::{
 use crate::processing::tracker::ProcessorKey;
 
 pub(crate) use crate::processing::rebuild::{Progress, Wish};
-use beginning::{By, Prepared, unlock_session};
+use beginning::{Prepared, unlock_session};
 pub(crate) use checks::FailedCheck;
 pub(crate) use continuous::VerifiedSlice;
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::{Look, Outcome};
 pub(crate) use part::Selection;
-use preparation::refuse_synchronous;
+use preparation::{By, refuse_synchronous};
 use probe::Probe;
 pub(crate) use removal::GivenUp;
 pub(crate) use shortage::Effort;

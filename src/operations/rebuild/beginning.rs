@@ -6,7 +6,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 use tokio::time::{Instant, sleep};
 
-use super::preparation::warn_of_publications;
+use super::preparation::{By, warn_of_publications};
 use super::{Effort, Listener, Rebuilding, SESSION, Selection, blocked, failed};
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
@@ -23,14 +23,6 @@ const VERIFIES_SLICES: &str = "espd (verify)";
 /// For how long a slice is waited for, and how often it is looked.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Who builds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
-    Operator,
-    /// A daemon, by itself.
-    Daemon,
-}
 
 /// What a build is begun with, once the lock of the session is taken.
 pub(super) struct Prepared {

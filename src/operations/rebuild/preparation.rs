@@ -3,13 +3,20 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::Listener;
-use super::beginning::By;
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Unsuitable};
 use crate::processing::processor::{describe_missing, find_missing};
 use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds, find_declared};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
+
+/// Who builds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Operator,
+    /// A daemon, by itself.
+    Daemon,
+}
 
 impl Operator<'_> {
     /// Whether a rebuild of just this declaration is under way. One of another declaration is given up.

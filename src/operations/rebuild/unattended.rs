@@ -3,8 +3,9 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::beginning::{By, Prepared, unlock_session};
+use super::beginning::{Prepared, unlock_session};
 use super::checks::FailedCheck;
+use super::preparation::By;
 use super::{Beside, Difference, Effort, GoLive, Listener, Rebuilding, Rebuilds, Selection, Way};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::row::from_row;
