@@ -121,15 +121,17 @@ impl Configured {
             info!(processors = edited, "started again, because their programs have changed");
             report.push(format!("started again, because their programs have changed: {edited}"));
         }
+        let mut later = Vec::new();
         if config.log != self.config.log {
-            report.push("the daemon's own log is as configured at its next start".to_owned());
+            later.push("the daemon's own log is as configured at its next start");
         }
         let listen = |config: &Config| config.admin.as_ref().map(|admin| admin.listen.clone());
         if listen(&config) != listen(&self.config) {
-            report.push("the admin endpoint listens as configured at the daemon's next start".to_owned());
+            later.push("the admin endpoint listens as configured at the daemon's next start");
         }
-        for later in report.iter().filter(|line| line.ends_with("next start")) {
-            info!("{later}");
+        for line in later {
+            info!("{line}");
+            report.push(line.to_owned());
         }
         self.config = config;
         report
