@@ -446,7 +446,7 @@ pub mod internals {
         pub use crate::handlers::sql::SqlProcessor;
     }
     pub mod subscription {
-        pub use crate::store::subscription::Subscription;
+        pub use crate::store::subscription::{ReadHead, Subscription};
     }
     pub mod programs {
         pub use crate::daemon::{command as espd_command, main as espd};

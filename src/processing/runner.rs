@@ -49,7 +49,7 @@ use crate::processing::runner::phase::{Following, Phase, Waiting};
 use crate::processing::runner::rate::Rate;
 use crate::processing::runner::sessions::Session;
 use crate::processing::runner::together::Passes;
-use crate::processing::tracker::{Owner, ProcessorKey, Trackers};
+use crate::processing::tracker::{Owner, ProcessorKey, Trackers, renewal_interval};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
 use crate::store::subscription::{Subscription, Woken};
@@ -368,7 +368,7 @@ impl Runner {
 
     /// Time until the lease has to be renewed.
     fn until_renewal(&self) -> Duration {
-        (self.context.lease / 3).saturating_sub(self.renewed_at.elapsed())
+        renewal_interval(self.context.lease).saturating_sub(self.renewed_at.elapsed())
     }
 
     /// Makes the next step read the tracker row, because an operator has changed something.

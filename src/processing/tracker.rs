@@ -26,6 +26,7 @@ use uuid::Uuid;
 pub(crate) use advance::{Advance, CheckError, Checks};
 pub(crate) use claim::LeaseStatus;
 pub(crate) use claim::is_claimed;
+pub(crate) use claim::renewal_interval;
 pub use claim::{Claim, LEASE};
 pub(crate) use failures::Outage;
 pub(crate) use handlers::HandlerChange;

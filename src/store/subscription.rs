@@ -5,7 +5,7 @@
 //! and [`Subscription::wait`] ends the wait at once, so nothing falls between.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -23,6 +23,17 @@ pub struct Subscription {
     control: watch::Receiver<u64>,
     /// The mark of the session that batches have to be on the server of; written by who holds it.
     mark: Option<watch::Receiver<Option<ServerMark>>>,
+    /// Where the watcher is told of heads that runners have read.
+    heads: Option<watch::Sender<Option<ReadHead>>>,
+}
+
+/// The last id drawn, as a runner has read it beside something else.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadHead {
+    /// The id.
+    pub head: Position,
+    /// A moment before it was read.
+    pub asked: Instant,
 }
 
 /// Why a wait ended.
@@ -41,13 +52,26 @@ pub enum Woken {
 impl Subscription {
     /// A subscription to what a watcher publishes.
     pub fn new(horizon: watch::Receiver<Horizon>, control: watch::Receiver<u64>) -> Self {
-        Self { horizon, control, mark: None }
+        Self { horizon, control, mark: None, heads: None }
     }
 
     /// The same subscription, for batches that are handled only on the server where this mark is.
     #[must_use]
     pub(crate) fn marked_by(self, mark: watch::Receiver<Option<ServerMark>>) -> Self {
         Self { mark: Some(mark), ..self }
+    }
+
+    /// The same subscription, which tells the watcher of heads that runners have read.
+    #[must_use]
+    pub(crate) fn telling(self, heads: watch::Sender<Option<ReadHead>>) -> Self {
+        Self { heads: Some(heads), ..self }
+    }
+
+    /// Tells the watcher of a head, so that it need not look for itself while nothing is appended.
+    pub(crate) fn tell(&self, read: ReadHead) {
+        if let Some(heads) = &self.heads {
+            heads.send_replace(Some(read));
+        }
     }
 
     /// The mark that belongs to what [`Self::next_upto`] says now; `None`: there is nothing to compare.

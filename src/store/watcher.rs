@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::time::{sleep, sleep_until, timeout_at};
+use tokio::time::{sleep, sleep_until};
 
 use crate::event::Position;
 use crate::postgres::connector::Connector;
@@ -34,6 +34,7 @@ use crate::shutdown::Shutdown;
 use crate::store::history::History;
 use crate::store::horizon::{Horizon, Observer};
 use crate::store::layout::Layout;
+use crate::store::subscription::ReadHead;
 
 mod bell;
 mod connection;
@@ -68,6 +69,8 @@ pub struct Watcher {
     mark: watch::Sender<Option<ServerMark>>,
     /// Why the store cannot be reached. Written by the watcher, read by streams.
     unreachable: watch::Sender<Option<Arc<str>>>,
+    /// Heads that runners have read. Written by them, read by the watcher.
+    heads: watch::Sender<Option<ReadHead>>,
     connection_log: ConnectionLog,
     /// The store's history, and when it was read last.
     history: Option<(History, Instant)>,
@@ -85,6 +88,7 @@ impl Watcher {
             control: watch::Sender::default(),
             mark: watch::Sender::default(),
             unreachable: watch::Sender::default(),
+            heads: watch::Sender::default(),
             connection_log: ConnectionLog::default(),
             history: None,
         }
@@ -105,6 +109,12 @@ impl Watcher {
     /// can hold it. The last one stays until there is another.
     pub fn mark(&self) -> watch::Receiver<Option<ServerMark>> {
         self.mark.subscribe()
+    }
+
+    /// Where runners tell which head they have read on the server that is watched. Such a head is no horizon: it only says
+    /// whether a look is worth its while.
+    pub fn heads(&self) -> watch::Sender<Option<ReadHead>> {
+        self.heads.clone()
     }
 
     /// Why the store cannot be reached. A connection that is lost is no reason yet, if there is another one at once.
@@ -215,11 +225,25 @@ impl Watcher {
         if !wait.at_least.is_zero() {
             sleep_until(now + wait.at_least).await;
         }
-        match timeout_at(now + wait.at_most, session.connection.next_notification()).await {
-            Ok(notification) => self.take(notification?, session),
-            Err(_elapsed) => {}
+        let mut heads = self.heads.subscribe();
+        heads.mark_changed();
+        let mut end = now + wait.at_most;
+        loop {
+            tokio::select! {
+                biased;
+                notification = session.connection.next_notification() => {
+                    self.take(notification?, session);
+                    return Ok(());
+                }
+                () = sleep_until(end) => return Ok(()),
+                // A runner has read the head, so this wait begins again, or ends.
+                Ok(()) = heads.changed() => match read_after(session.looked, *heads.borrow_and_update()) {
+                    Some(head) if head != session.observer.horizon().head => return Ok(()),
+                    Some(_) => end = (tokio::time::Instant::now() + wait.at_most).min(now + wait.longest),
+                    None => {}
+                },
+            }
         }
-        Ok(())
     }
 
     fn take(&self, notification: Notification, session: &mut Session) {
@@ -265,4 +289,9 @@ impl Watcher {
             self.wake_runners();
         }
     }
+}
+
+/// The head that a runner has read after this moment.
+fn read_after(moment: Instant, read: Option<ReadHead>) -> Option<Position> {
+    read.filter(|read| read.asked > moment).map(|read| read.head)
 }

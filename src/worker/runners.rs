@@ -63,7 +63,7 @@ impl Crew {
         let declarations = std::mem::take(&mut settings.processors);
         let events = settings.event_store_url.connector()?;
         let watcher = watcher(&settings, &declarations, &events)?;
-        let subscription = Subscription::new(watcher.horizon(), watcher.control());
+        let subscription = Subscription::new(watcher.horizon(), watcher.control()).telling(watcher.heads());
         let mark = mark(&settings, &watcher, &events, &stop).await?;
         let subscription = match &mark {
             Some(mark) => subscription.marked_by(mark.clone()),

@@ -48,7 +48,7 @@ impl Runner {
             mark,
             keeps_session: self.keeps_session,
         };
-        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
+        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim, self.leased_at);
         let outcome = keep_alive.run_beside(self.processor.process(connection, request)).await;
         self.batch_at = Instant::now();
         match outcome {

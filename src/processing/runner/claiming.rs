@@ -99,7 +99,7 @@ impl Runner {
             return Ok(next);
         }
         self.processor.bind_handlers(handlers);
-        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &claim);
+        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &claim, self.leased_at);
         let preparing = async {
             // Since the last claim, commits may have been lost, another owner may have handled events, or an operator reset
             // the tables. Whatever the processor remembers is read again.

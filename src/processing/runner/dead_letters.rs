@@ -70,7 +70,7 @@ impl Runner {
             mark: self.subscription.mark(),
             keeps_session: self.keeps_session,
         };
-        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim);
+        let keep_alive = KeepAlive::new(&self.context, &self.trackers, &following.claim, self.leased_at);
         let is_renewed = self.session_is_renewed;
         let decision = match keep_alive.run_beside(self.processor.process(connection, request)).await {
             Ok(

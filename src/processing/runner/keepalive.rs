@@ -19,11 +19,18 @@ pub(super) struct KeepAlive<'r> {
     context: &'r RunnerContext,
     trackers: &'r Trackers,
     claim: &'r Claim,
+    /// A moment at which the lease had all its time.
+    leased_at: Instant,
 }
 
 impl<'r> KeepAlive<'r> {
-    pub(super) fn new(context: &'r RunnerContext, trackers: &'r Trackers, claim: &'r Claim) -> Self {
-        Self { context, trackers, claim }
+    pub(super) fn new(
+        context: &'r RunnerContext,
+        trackers: &'r Trackers,
+        claim: &'r Claim,
+        leased_at: Instant,
+    ) -> Self {
+        Self { context, trackers, claim, leased_at }
     }
 
     /// Runs a batch for as long as it takes, but gives it up when no backend works on it any more.
@@ -43,7 +50,7 @@ impl<'r> KeepAlive<'r> {
         let lease = self.context.lease;
         // Most batches end before that, and cost no second connection.
         heartbeat::expect_within(ANSWER_TIMEOUT.max(lease));
-        tokio::time::sleep(lease / 2).await;
+        tokio::time::sleep((lease * 3 / 4).saturating_sub(self.leased_at.elapsed())).await;
         let (mut connection, mut at_work) = (None, Instant::now());
         loop {
             let error = match in_time(self.record_liveness(&mut connection)).await {
@@ -64,7 +71,7 @@ impl<'r> KeepAlive<'r> {
     }
 
     async fn record_liveness(&self, kept: &mut Option<PgConnection>) -> Result<bool, sqlx::Error> {
-        let Self { context, trackers, claim } = self;
+        let Self { context, trackers, claim, .. } = self;
         let name = &claim.key.name;
         // A connection is kept only if it has answered without an error.
         let mut connection = match kept.take() {

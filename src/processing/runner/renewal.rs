@@ -5,20 +5,23 @@ use std::time::Instant;
 use sqlx::PgConnection;
 use tracing::info;
 
+use crate::event::Position;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
 use crate::processing::tracker::{LeaseStatus, Renewal, Renewed};
+use crate::store::subscription::ReadHead;
 
 impl Runner {
     /// Extends the lease, records the rate, and follows what the tracker row says about operators.
     pub(super) async fn renew(&mut self, connection: &mut PgConnection) -> Result<Next, sqlx::Error> {
         let Some(renewal) = self.renewal() else { return Ok(Next::Again) };
         let asked = Instant::now();
-        let Some((lease_status, is_remembered)) = self.renew_alone(connection, &renewal).await? else {
+        let Some((lease_status, is_remembered, head)) = self.renew_alone(connection, &renewal).await? else {
             return Ok(self.claim_lost());
         };
         (self.renewed_at, self.leased_at) = (Instant::now(), asked);
+        self.tell_head(head, asked);
         self.note_renewal(&lease_status, renewal.outage_over);
         if let Some(reason) = self.subscription.unmet() {
             self.outage.unreadable(&reason, self.until_renewal());
@@ -28,22 +31,31 @@ impl Runner {
     }
 
     /// Renews the lease, and waits where somebody else has locked the tracker. Also says whether the store is known to be the
-    /// one that the tracker remembers; `None`: the claim is no longer valid.
+    /// one that the tracker remembers, and its head; `None`: the claim is no longer valid.
     async fn renew_alone(
         &self,
         connection: &mut PgConnection,
         renewal: &Renewal,
-    ) -> Result<Option<(LeaseStatus, bool)>, sqlx::Error> {
+    ) -> Result<Option<(LeaseStatus, bool, Option<Position>)>, sqlx::Error> {
         let (lease, wanted) = (self.context.lease, std::slice::from_ref(renewal));
         let renewing = self.trackers.renew_all(&mut *connection, wanted, lease, self.events_beside());
         match in_time(renewing).await?.first() {
-            Some(Renewed::Done { lease_status, is_remembered }) => Ok(Some((*lease_status, *is_remembered))),
+            Some(Renewed::Done { lease_status, is_remembered, head }) => {
+                Ok(Some((*lease_status, *is_remembered, *head)))
+            }
             Some(Renewed::Skipped) => {
                 let Renewal { claim, outage_over, rate } = renewal;
                 let renewing = self.trackers.renew(connection, claim, lease, *outage_over, *rate);
-                Ok(in_time(renewing).await?.map(|lease_status| (lease_status, false)))
+                Ok(in_time(renewing).await?.map(|lease_status| (lease_status, false, None)))
             }
             Some(Renewed::Lost) | None => Ok(None),
+        }
+    }
+
+    /// Tells the watcher of a head that was read with a renewal.
+    pub(super) fn tell_head(&self, head: Option<Position>, asked: Instant) {
+        if let Some(head) = head {
+            self.subscription.tell(ReadHead { head, asked });
         }
     }
 

@@ -27,8 +27,11 @@ use crate::store::layout::Layout;
 pub(super) use passages::{NEAR, Passed};
 use passages::{Passage, Passages, common};
 
-/// How long the database may take to answer. A runner that gets no answer still has time to renew its lease by itself.
+/// How long the database may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long it may take to renew leases. A runner that gets no answer still has time to renew its lease by itself.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long positions near the head are moved in one turn: leases are to be renewed in time. Those that are left come next.
 const PASSING_TIME: Duration = Duration::from_millis(300);
@@ -205,7 +208,7 @@ impl Steward {
         }
         let (renewals, answers): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
         let renewing = self.trackers.renew_all(connection, &renewals, self.lease, self.events.as_ref());
-        let renewed = in_time(ANSWER_TIMEOUT, renewing).await?;
+        let renewed = in_time(RENEWAL_TIMEOUT, renewing).await?;
         for (answer, renewed) in answers.into_iter().zip(renewed) {
             let _ = answer.send(renewed);
         }

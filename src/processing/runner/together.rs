@@ -14,7 +14,7 @@ use crate::processing::runner::session::{ANSWER_TIMEOUT, in_time};
 use crate::processing::runner::sessions::{Session, Sessions};
 use crate::processing::runner::steward::{NEAR, Passed, Steward, StewardHandle};
 use crate::processing::runner::{Action, Next, Runner};
-use crate::processing::tracker::{Passing, Renewal, Renewed, Stretch, Trackers};
+use crate::processing::tracker::{Passing, Renewal, Renewed, Stretch, Trackers, renewal_interval};
 use crate::shutdown::Shutdown;
 use crate::store::layout::Layout;
 
@@ -220,13 +220,15 @@ impl Runner {
         heartbeat::expect_within(ANSWER_TIMEOUT);
         match steward.renew(renewal).await? {
             Renewed::Lost => Some(self.claim_lost()),
-            Renewed::Done { lease_status, is_remembered } => {
+            Renewed::Done { lease_status, is_remembered, head } => {
                 let is_followed = matches!(self.phase, Phase::Following(_));
                 // The closer look comes with a renewal on a session.
                 if is_followed && !is_remembered {
                     return None;
                 }
-                (self.renewed_at, self.leased_at) = (steward.last_moment(self.context.lease / 3), asked);
+                let moment = steward.last_moment(renewal_interval(self.context.lease));
+                (self.renewed_at, self.leased_at) = (moment, asked);
+                self.tell_head(head, asked);
                 self.note_renewal(&lease_status, outage_over);
                 Some(Next::Again)
             }

@@ -20,6 +20,12 @@ use crate::processing::failure::Failure;
 /// How long a claim lasts without a batch or a renewal. A standby waits so long for an owner that was killed.
 pub const LEASE: Duration = Duration::from_secs(5);
 
+/// How long after its beginning a lease is renewed. Renewals are most of what an idle processor asks of its database, so there are few;
+/// what is left of the lease is enough for an attempt that gets no answer and another one.
+pub(crate) fn renewal_interval(lease: Duration) -> Duration {
+    lease * 11 / 20
+}
+
 /// The right to move a tracker. It is valid until another claim or an operator raises the epoch, or the server restarts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {

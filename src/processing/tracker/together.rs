@@ -43,6 +43,8 @@ pub(crate) enum Renewed {
         lease_status: LeaseStatus,
         /// Whether the store is known to be the one that the tracker remembers. False also where that needs a closer look.
         is_remembered: bool,
+        /// The last id that the store has drawn, if its events are in the same database.
+        head: Option<Position>,
     },
 }
 
@@ -88,16 +90,19 @@ impl Trackers {
             let rate = if renewal.rate.is_finite() { renewal.rate } else { 0.0 };
             (&renewal.claim, format!("{}, {rate}::real", renewal.outage_over))
         });
-        let (is_remembered, witness) = match events {
-            None => ("false".to_owned(), String::new()),
+        let (is_remembered, store) = match events {
+            None => ("false".to_owned(), "cross join (select null::bigint as last) as head".to_owned()),
             Some(layout) => (
                 format!(
-                    "coalesce({} and {} and r.position <= {}, false)",
+                    "coalesce({} and {} and r.position <= head.last, false)",
                     stands("r"),
                     has_partitions("r", layout),
-                    layout.order.head_expression()
                 ),
-                last_event(layout, "r.witness_at", "w"),
+                format!(
+                    "cross join (select {} as last) as head {}",
+                    layout.order.head_expression(),
+                    last_event(layout, "r.witness_at", "w")
+                ),
             ),
         };
         format!(
@@ -117,11 +122,11 @@ impl Trackers {
                          t.witness_at, t.witness_id, t.witness_uuid, t.events_partitions
              )
              select c.epoch is not null as is_claimed, r.place is not null as is_renewed,
-                    r.position, r.paused, r.retry_now, r.dead_letters_requested, {is_remembered} as is_remembered
+                    r.position, r.paused, r.retry_now, r.dead_letters_requested, {is_remembered} as is_remembered, head.last as head
              from wanted
              left join {trackers} as c on {of_wanted}
              left join renewed as r on r.place = wanted.place
-             {witness}
+             {store}
              order by wanted.place",
             free = self.free("wanted.*", "wanted", "true"),
             trackers = self.table,
@@ -287,8 +292,8 @@ fn has_partitions(row: &str, layout: &Layout) -> String {
 
 fn read_renewed(row: &PgRow) -> Result<Renewed, sqlx::Error> {
     if row.try_get("is_renewed")? {
-        let (lease_status, is_remembered) = (LeaseStatus::from_row(row)?, row.try_get("is_remembered")?);
-        return Ok(Renewed::Done { lease_status, is_remembered });
+        let (is_remembered, head) = (row.try_get("is_remembered")?, row.try_get("head")?);
+        return Ok(Renewed::Done { lease_status: LeaseStatus::from_row(row)?, is_remembered, head });
     }
     Ok(if row.try_get("is_claimed")? { Renewed::Skipped } else { Renewed::Lost })
 }

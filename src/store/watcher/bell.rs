@@ -15,7 +15,7 @@ const WAIT_MIN: Duration = Duration::from_millis(10);
 
 /// How much longer than the longest wait the bell stays set. It is not set again before each look, because that would be a
 /// statement for each of them while nothing happens. A watcher that has died costs eight notifications at most, however long that is.
-const MARGIN: Duration = Duration::from_secs(59);
+const MARGIN: Duration = Duration::from_secs(599);
 
 /// What one connection knows of the bell.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Bell {
 
     /// Whether it has to be set before a wait as long as this one.
     pub(super) fn is_wanted(&self, wait: Wait) -> bool {
-        let is_set = self.set.is_some_and(|set| set.elapsed().saturating_add(wait.at_most) <= self.term);
+        let is_set = self.set.is_some_and(|set| set.elapsed().saturating_add(wait.longest) <= self.term);
         self.statement.is_some() && wait.at_most >= WAIT_MIN && wait.at_least < wait.at_most && !is_set
     }
 
@@ -77,7 +77,8 @@ mod tests {
     }
 
     fn wait(milliseconds: u64) -> Wait {
-        Wait { at_least: Duration::ZERO, at_most: Duration::from_millis(milliseconds) }
+        let time = Duration::from_millis(milliseconds);
+        Wait { at_least: Duration::ZERO, at_most: time, longest: time }
     }
 
     #[test]
@@ -91,17 +92,19 @@ mod tests {
     }
 
     #[test]
-    fn it_covers_the_whole_of_the_wait_and_ends_a_minute_after_its_setting() {
+    fn it_covers_the_whole_of_the_wait_and_ends_ten_minutes_after_its_setting() {
         let mut bell = bell();
-        assert_eq!(bell.term, Duration::from_mins(1));
-        bell.set = Instant::now().checked_sub(Duration::from_millis(59_500));
+        assert_eq!(bell.term, Duration::from_mins(10));
+        bell.set = Instant::now().checked_sub(Duration::from_millis(599_500));
         assert!(bell.is_wanted(wait(1000)) && !bell.is_wanted(wait(100)));
+        let at_rest = Wait { longest: Duration::from_mins(5), ..wait(100) };
+        assert!(bell.is_wanted(at_rest), "it may last as long");
     }
 
     #[test]
     fn it_is_not_set_where_it_cannot_be_rung_or_no_notification_ends_the_wait() {
         let mut bell = bell();
-        assert!(!bell.is_wanted(Wait { at_least: Duration::from_secs(1), at_most: Duration::from_secs(1) }));
+        assert!(!bell.is_wanted(Wait { at_least: Duration::from_secs(1), ..wait(1000) }));
         bell.note(false);
         assert!(!bell.is_wanted(wait(1000)));
     }

@@ -16,6 +16,9 @@ const RATE_WINDOW: Duration = Duration::from_millis(100);
 /// How many times longer the interval becomes where nothing has happened for long and writers wake who waits.
 const QUIET_TIMES: u32 = 5;
 
+/// Longest time without a look in such a store while runners find that nothing is drawn.
+const REST_MAX: Duration = Duration::from_mins(5);
+
 /// How long looks are as frequent as before after an event that came unannounced: others like it may follow.
 const SURPRISED_FOR: Duration = Duration::from_secs(3600);
 
@@ -40,6 +43,8 @@ pub(super) struct Look {
 pub(super) struct Wait {
     pub(super) at_least: Duration,
     pub(super) at_most: Duration,
+    /// How long it lasts at most while runners read again and again that nothing has been drawn.
+    pub(super) longest: Duration,
 }
 
 /// The interval between looks: short while events arrive, growing when nothing happens.
@@ -84,15 +89,17 @@ impl Pace {
     /// while, so that whoever notifies for nothing does not keep the watcher busy. Those of many events are not waited for.
     pub(super) fn wait_after(&mut self, look: Look) -> Wait {
         let notified = std::mem::take(&mut self.notified);
-        let WatcherSettings { shortest_interval, busy_interval, held_interval, .. } = self.settings;
+        let WatcherSettings { shortest_interval, busy_interval, held_interval, idle_interval, .. } =
+            self.settings;
         self.note_rate(look);
-        let longest_idle = self.longest_idle(look, notified);
+        let is_at_rest = self.is_at_rest(look, notified);
+        let longest_idle = if is_at_rest { idle_interval.saturating_mul(QUIET_TIMES) } else { idle_interval };
         let busy = Duration::try_from_secs_f64(WAIT_PER_EVENT_PER_SECOND.as_secs_f64() * self.rate)
             .map_or(busy_interval, |wait| wait.min(busy_interval));
         if busy > shortest_interval {
             // No notification is worth an answer here: the next look comes soon and finds a lot.
             self.interval = busy;
-            return Wait { at_least: busy, at_most: busy };
+            return Wait { at_least: busy, at_most: busy, longest: busy };
         }
         self.interval = match look {
             Look { moved: 1.., .. } => shortest_interval,
@@ -100,13 +107,17 @@ impl Pace {
             Look { held: false, .. } => self.grown(longest_idle),
         };
         let in_vain = notified && look.moved <= 0;
-        Wait { at_least: if in_vain { shortest_interval } else { Duration::ZERO }, at_most: self.interval }
+        Wait {
+            at_least: if in_vain { shortest_interval } else { Duration::ZERO },
+            at_most: self.interval,
+            longest: if is_at_rest { self.interval.max(REST_MAX) } else { self.interval },
+        }
     }
 
-    /// The longest interval while nothing happens. Where the writers of a store wake who waits, looks may be rare; the first
-    /// event that comes unannounced shows that not all of them do.
-    fn longest_idle(&mut self, look: Look, notified: bool) -> Duration {
-        let WatcherSettings { idle_interval, quiet_after, .. } = self.settings;
+    /// Whether looks may be rare: nothing has happened for long, and the writers of the store wake who waits. The first event
+    /// that comes unannounced shows that not all of them do.
+    fn is_at_rest(&mut self, look: Look, notified: bool) -> bool {
+        let quiet_after = self.settings.quiet_after;
         let was_quiet = self.quiet >= quiet_after;
         self.surprised = self.surprised.saturating_sub(look.elapsed);
         if look.moved != 0 || look.held {
@@ -117,8 +128,7 @@ impl Pace {
         } else {
             self.quiet = self.quiet.saturating_add(look.elapsed);
         }
-        let may_be_rare = look.is_bell_set && self.surprised.is_zero() && self.quiet >= quiet_after;
-        if may_be_rare { idle_interval.saturating_mul(QUIET_TIMES) } else { idle_interval }
+        look.is_bell_set && self.surprised.is_zero() && self.quiet >= quiet_after
     }
 
     /// Moves the rate towards that of the last look, the more the longer it took.
@@ -188,9 +198,11 @@ mod tests {
         let settings = WatcherSettings::default();
         let mut pace = Pace::new(&settings);
         let busy = settle(&mut pace, BUSY);
-        assert_eq!(busy, Wait { at_least: settings.busy_interval, at_most: settings.busy_interval });
+        let always = settings.busy_interval;
+        assert_eq!(busy, Wait { at_least: always, at_most: always, longest: always });
         let idle = settle(&mut pace, NOTHING);
-        assert_eq!(idle, Wait { at_least: Duration::ZERO, at_most: settings.idle_interval });
+        let second = settings.idle_interval;
+        assert_eq!(idle, Wait { at_least: Duration::ZERO, at_most: second, longest: second });
         pace.quicken();
         let after_one = pace.wait_after(NOTHING);
         assert!(after_one.at_most <= 2 * settings.shortest_interval);
@@ -205,8 +217,10 @@ mod tests {
         let settings = WatcherSettings::default();
         let quiet = Look { is_bell_set: true, elapsed: Duration::from_secs(1), ..NOTHING };
         let mut pace = Pace::new(&settings);
-        assert_eq!(settle(&mut pace, quiet).at_most, settings.idle_interval * 5);
-        assert_eq!(settle(&mut pace, Look { is_bell_set: false, ..quiet }).at_most, settings.idle_interval);
+        let at_rest = settle(&mut pace, quiet);
+        assert_eq!((at_rest.at_most, at_rest.longest), (settings.idle_interval * 5, REST_MAX));
+        let unrung = settle(&mut pace, Look { is_bell_set: false, ..quiet });
+        assert_eq!((unrung.at_most, unrung.longest), (settings.idle_interval, settings.idle_interval));
         settle(&mut pace, quiet);
         pace.quicken();
         pace.wait_after(Look { moved: 1, ..quiet });

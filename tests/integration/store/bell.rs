@@ -1,12 +1,13 @@
 //! The bell: functions that append notify while somebody sleeps, and only then.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use espd::embedded::EmbeddedPostgres;
 use espd::event::Position;
 use espd::internals::horizon::wait_beyond;
 use espd::internals::shutdown;
+use espd::internals::subscription::ReadHead;
 use espd::internals::watcher::{Watcher, WatcherSettings};
 use espd::schema::migrate_event_store;
 use espd::store::Layout;
@@ -213,7 +214,7 @@ async fn a_watcher_that_has_died_is_forgotten() {
     wait_until(&db.pool, IS_SET).await;
     task.abort();
     let left =
-        "select last_value / 64 - 1000 * extract(epoch from clock_timestamp()) <= 59050 from espd.bell";
+        "select last_value / 64 - 1000 * extract(epoch from clock_timestamp()) <= 599050 from espd.bell";
     assert!(sqlx::query_scalar::<_, bool>(left).fetch_one(&db.pool).await.unwrap());
     // It is forgotten when its time is over; or earlier, as here, when eight transactions have rung.
     for _ in 0..8 {
@@ -263,4 +264,64 @@ async fn a_transaction_that_appends_can_be_prepared() {
     run(&mut writer, "prepare transaction 'append'").await;
     run(&mut writer, "commit prepared 'append'").await;
     server.stop().await;
+}
+
+/// How long the sleeper has asked nothing, in seconds.
+const SILENCE: &str =
+    "select extract(epoch from clock_timestamp() - query_start)::float8 from pg_stat_activity
+    where application_name = 'sleeper' and datname = current_database()";
+
+#[tokio::test]
+async fn a_watcher_at_rest_looks_for_itself_only_where_nobody_else_reads_the_head() {
+    let db = database().await;
+    let mut writer = PgConnection::connect(&db.url).await.unwrap();
+    let event = append(&mut writer, APPEND).await;
+    let idle = Duration::from_millis(100);
+    let settings = WatcherSettings {
+        shortest_interval: idle,
+        idle_interval: idle,
+        quiet_after: Duration::from_millis(1),
+        ..WatcherSettings::default()
+    };
+    let watcher = sleeper(&db.url, settings);
+    let (stop, heard) = shutdown::channel();
+    let heads = watcher.heads();
+    let task = tokio::spawn(watcher.run(heard));
+    wait_until(&db.pool, SLEEPS).await;
+    // Looks of its own are five times as far apart at most.
+    let silent = async {
+        while sqlx::query_scalar::<_, f64>(SILENCE).fetch_one(&db.pool).await.unwrap() < 2.0 {
+            heads.send_replace(Some(ReadHead { head: event, asked: Instant::now() }));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, silent).await.expect("it looks for itself though others have read the head");
+    wait_until(
+        &db.pool,
+        "select clock_timestamp() - query_start < interval '0.5 s' from pg_stat_activity
+        where application_name = 'sleeper' and datname = current_database()",
+    )
+    .await;
+    stop.request();
+    task.await.unwrap();
+}
+
+/// Where no notification comes, as of a plain insert, or on a connection that is dead without a word.
+#[tokio::test]
+async fn a_head_that_somebody_else_has_read_ends_the_sleep_if_it_is_another_one() {
+    let db = database().await;
+    let mut writer = PgConnection::connect(&db.url).await.unwrap();
+    let watcher = sleeper(&db.url, sleepy());
+    let (stop, heard) = shutdown::channel();
+    let (heads, mut horizon) = (watcher.heads(), watcher.horizon());
+    let task = tokio::spawn(watcher.run(heard));
+    wait_until(&db.pool, SLEEPS).await;
+    let insert = "insert into espd.events (aggregate_id, version, type, body)
+        values (gen_random_uuid(), 1, 'Happened', '{}') returning id";
+    let event: Position = sqlx::query_scalar(insert).fetch_one(&mut writer).await.unwrap();
+    heads.send_replace(Some(ReadHead { head: event, asked: Instant::now() }));
+    let seen = timeout(PATIENCE, wait_beyond(&mut horizon, event.previous())).await.expect("it sleeps on");
+    assert!(seen >= Some(event));
+    stop.request();
+    task.await.unwrap();
 }
