@@ -198,8 +198,7 @@ impl Watcher {
         }
         let before = session.observer.horizon();
         let horizon = session.observe(&self.layout, &self.settings).await?;
-        let is_compared = self.history.is_some_and(|(_, read)| read.elapsed() < IDLE_CHECK_INTERVAL);
-        if horizon.head < before.head || !is_compared {
+        if horizon.head < before.head {
             self.compare_history(session).await?;
         }
         let moved = before.head.distance_to(horizon.head).max(before.settled.distance_to(horizon.settled));
@@ -214,7 +213,17 @@ impl Watcher {
             elapsed: std::mem::replace(&mut session.looked, Instant::now()).elapsed(),
         };
         self.publish(horizon);
+        self.check_again(session).await?;
         Ok(look)
+    }
+
+    /// Makes the checks whose time has come: who waits for events does not wait for them.
+    async fn check_again(&mut self, session: &mut Session) -> Result<(), ConnectionError> {
+        session.check_again(&self.layout).await?;
+        if self.history.is_none_or(|(_, read)| read.elapsed() >= IDLE_CHECK_INTERVAL) {
+            self.compare_history(session).await?;
+        }
+        Ok(())
     }
 
     /// Waits for a notification or for the time of the next look.

@@ -76,6 +76,12 @@ impl Session {
         Ok(horizon)
     }
 
+    /// Checks the preconditions again where their time has come.
+    pub(super) async fn check_again(&mut self, layout: &Layout) -> Result<(), ConnectionError> {
+        let Self { connection, observer, verification, .. } = self;
+        verification.check_again(connection, observer, layout).await
+    }
+
     /// Sets the bell, if there is one that this session can set.
     pub(super) async fn set_bell(&mut self) -> Result<(), ConnectionError> {
         if let Some(statement) = self.bell.statement() {

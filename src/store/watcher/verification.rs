@@ -63,18 +63,47 @@ impl Verification {
         if observer.is_closed() {
             return Ok(self.unverified.is_none());
         }
-        if self.is_check_due() {
-            self.verified = connection.check_preconditions(observer, layout).await?;
-            self.checked = Some(Instant::now());
-            self.note_rows_checked();
+        if self.verified.is_none() || self.unverified.is_some() {
+            self.check(connection, observer, layout).await?;
             if self.unverified.take().is_some_and(|observed| self.verified != Some(observed)) {
                 return Err(ConnectionError::Changed);
             }
+        }
+        Ok(self.unverified.is_none())
+    }
+
+    /// Makes the checks whose time has come. No observation depends on them, so none waits for them.
+    ///
+    /// # Errors
+    /// A precondition is not met.
+    pub(super) async fn check_again(
+        &mut self,
+        connection: &mut ListenConnection,
+        observer: &mut Observer,
+        layout: &Layout,
+    ) -> Result<(), ConnectionError> {
+        if observer.is_closed() {
+            return Ok(());
+        }
+        if is_over(self.checked, IDLE_CHECK_INTERVAL) {
+            self.check(connection, observer, layout).await?;
         } else if self.is_check_of_rows_due() {
             connection.check_rows(layout).await?;
             self.note_rows_checked();
         }
-        Ok(self.unverified.is_none())
+        Ok(())
+    }
+
+    async fn check(
+        &mut self,
+        connection: &mut ListenConnection,
+        observer: &mut Observer,
+        layout: &Layout,
+    ) -> Result<(), ConnectionError> {
+        self.verified = connection.check_preconditions(observer, layout).await?;
+        self.checked = Some(Instant::now());
+        self.note_rows_checked();
+        Ok(())
     }
 
     /// Takes note of an observation under this version.
@@ -91,10 +120,6 @@ impl Verification {
     /// Forgets the last check if the catalog is not what it was then.
     fn is_still(&mut self, structure: &StructureVersion) {
         self.verified = self.verified.take().filter(|verified| verified == structure);
-    }
-
-    fn is_check_due(&self) -> bool {
-        self.verified.is_none() || self.unverified.is_some() || is_over(self.checked, IDLE_CHECK_INTERVAL)
     }
 
     fn is_check_of_rows_due(&self) -> bool {
