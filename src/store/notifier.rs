@@ -21,8 +21,9 @@ const PERIOD: Duration = Duration::from_millis(10);
 /// How many appends per second are few. Of more events a watcher waits for no notification: it looks at intervals.
 const FEW_PER_SECOND: f64 = 250.0;
 
-/// How many appends at once are few.
-const FEW_AT_ONCE: f64 = 16.0;
+/// How many appends at once are few. At nearly the rate above, arriving as they like, 16 were used up some times in a second, and
+/// the next events waited for a look instead.
+const FEW_AT_ONCE: f64 = 64.0;
 
 /// Notifies one channel. Clones share one task, which ends when the last of them is dropped.
 #[derive(Debug, Clone)]
@@ -121,10 +122,10 @@ mod tests {
     #[test]
     fn appends_are_few_up_to_a_rate_and_some_of_them_may_come_at_once() {
         assert_eq!(few(240), 100);
-        assert!((16..32).contains(&few(2_000)), "{}", few(2_000));
+        assert!((64..80).contains(&few(2_000)), "{}", few(2_000));
         let begun = Instant::now();
         let mut allowance = Allowance::new(begun);
-        assert!(!allowance.suffices(begun, 17), "too many at once");
-        assert!(allowance.suffices(begun + PERIOD, 19), "and few again");
+        assert!(!allowance.suffices(begun, 65), "too many at once");
+        assert!(allowance.suffices(begun + PERIOD, 67), "and few again");
     }
 }
