@@ -154,8 +154,8 @@ impl Watcher {
                 session.set_bell().await?;
             } else {
                 self.wait(&mut session, wait).await?;
-                if session.bell.is_wanted(wait) {
-                    // The next wait is as long at least, unless the look finds something.
+                // The next wait is as long at least, unless the look finds something, as it does after a notification.
+                if !session.pace.is_notified() && session.bell.is_wanted(wait) {
                     session.set_bell().await?;
                 }
             }
