@@ -35,13 +35,18 @@ impl Family {
 
     /// Memory of all of them together in bytes, what they share counted once.
     pub(crate) fn memory(&self) -> anyhow::Result<u64> {
-        self.pids.iter().map(|pid| kibibytes(*pid, "smaps_rollup", "Pss:")).sum()
+        self.pids.iter().map(|pid| proportional(*pid)).sum()
     }
 }
 
 /// Resident memory of a process in bytes, what it shares with others included.
 pub(crate) fn resident(pid: u32) -> anyhow::Result<u64> {
     kibibytes(pid, "status", "VmRSS:")
+}
+
+/// Memory of a process in bytes, with its part of what it shares with others.
+pub(crate) fn proportional(pid: u32) -> anyhow::Result<u64> {
+    kibibytes(pid, "smaps_rollup", "Pss:")
 }
 
 /// The most resident memory that a process ever had, in bytes.
