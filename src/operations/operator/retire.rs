@@ -142,7 +142,9 @@ impl Operator<'_> {
             )));
         }
         if !self.trackers().rename(&mut transaction, &row.key(), new, self.name).await? {
-            return Err(OperatorError::Blocked(format!("there is a processor {new} already")));
+            return Err(OperatorError::Blocked(format!(
+                "there is a processor {new} already, which has handled something or has tables"
+            )));
         }
         self.drop_functions(&mut transaction, &row).await?;
         match retirement {

@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support;
 use crate::support::Database;
-use crate::support::facts::{append, position, reaches};
+use crate::support::facts::{append, eventually, position, reaches};
 use crate::support::program::Installation;
 
 const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
@@ -104,6 +104,33 @@ async fn a_renamed_projector_goes_on_where_it_was_with_its_tables_and_dead_lette
     assert_eq!(count(&db.pool, "pg_proc where proname like '%_old_v%'").await, 0);
     assert_eq!(count(&db.pool, "espd.operator_log where action = 'rename' and processor = 'new'").await, 1);
     daemon.stop().await;
+}
+
+/// The daemon has the new name already, and its tracker, which has done nothing, gives way.
+#[tokio::test]
+async fn a_name_that_is_declared_before_the_renaming_is_no_obstacle() {
+    let (db, installation) = handled().await;
+    std::fs::remove_file(installation.path().join("processors/old.toml")).unwrap();
+    installation.declare("new", &skipping("new"));
+    let daemon = installation.start_daemon();
+    eventually("it stops", async || {
+        let status = installation.espctl(&["status", "new", "--json"]).await;
+        status.stdout.contains("`espctl rename old new`").then_some(())
+    })
+    .await;
+    let said = installation.espctl(&["rename", "old", "new", "--yes"]).await.printed();
+    assert!(said.contains("old is new now, at position 5"), "{said}");
+    append(&db.pool, 1).await;
+    reaches(&db.pool, "new", 6).await;
+    assert_eq!(count(&db.pool, "notes").await, 5, "nothing was handled again");
+    assert_eq!(count(&db.pool, "espd.dead_letters where processor = 'new'").await, 1);
+    // One that has done something is in the way.
+    installation.declare("third", &skipping("third").replace("notes", "others"));
+    installation.espctl(&["reload"]).await.printed();
+    reaches(&db.pool, "third", 6).await;
+    daemon.stop().await;
+    let taken = installation.espctl(&["rename", "third", "new", "--yes"]).await.complained(1);
+    assert!(taken.contains("there is a processor new already"), "{taken}");
 }
 
 #[tokio::test]
