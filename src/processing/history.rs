@@ -88,7 +88,7 @@ impl Comparison {
         self.head
     }
 
-    /// Finds out how far the store is still the one that the tracker remembers. `earlier` are events that processors have
+    /// Finds out how far the store is still the one that the tracker remembers. `earlier` are events that its processor has
     /// read.
     pub(crate) async fn explain(
         &self,
@@ -116,15 +116,18 @@ pub(crate) async fn find_divergence(
     projections: &mut PgConnection,
     layout: &Layout,
 ) -> Result<Option<Divergence>, sqlx::Error> {
-    if let Some(found) = &row.diverged {
-        return Ok(Some(found.0.clone()));
-    }
+    let recorded = row.diverged.as_ref().map(|found| found.0.clone());
     let comparison = Comparison::take(&mut *events, layout, row.memory()).await?;
     if !comparison.contradicts() {
-        return Ok(None);
+        return Ok(recorded);
     }
-    let earlier = trackers.list_witnesses(projections, row.position).await?;
-    comparison.explain(events, layout, &earlier).await.map(Some)
+    let earlier = trackers.list_witnesses(projections, &row.key(), row.position).await?;
+    let found = comparison.explain(events, layout, &earlier).await?;
+    let Some(recorded) = recorded else { return Ok(Some(found)) };
+    // The store may have gone back again since, and then what it had in common is not all there any more.
+    let has_gone_back =
+        earlier.iter().any(|event| event.id > found.last_common && event.id <= recorded.last_common);
+    Ok(Some(if has_gone_back { found } else { recorded }))
 }
 
 /// The last id that was drawn, and whether row security may hide events from this role. The ids of the events do not count:

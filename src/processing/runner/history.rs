@@ -134,7 +134,7 @@ impl Runner {
             }
             return Ok(None);
         }
-        let earlier = trackers.list_witnesses(&mut *connection, position).await?;
+        let earlier = trackers.list_witnesses(&mut *connection, &claim.key, position).await?;
         comparison.explain(events.unwrap_or(connection), layout, &earlier).await.map(Some)
     }
 }

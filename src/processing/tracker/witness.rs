@@ -5,7 +5,7 @@ use sqlx::types::Json;
 use sqlx::{PgExecutor, Row as _};
 use uuid::Uuid;
 
-use super::{Claim, Trackers};
+use super::{Claim, ProcessorKey, Trackers};
 use crate::event::Position;
 use crate::postgres::literal::{json_literal, simple};
 use crate::processing::divergence::Divergence;
@@ -102,21 +102,35 @@ impl Trackers {
         row.map(memory).transpose()
     }
 
-    /// Lists events that processors have read at or below `position`, the newest first. What one of them has read tells of
-    /// the store that all of them follow.
+    /// Lists events at or below `position` that the processor of a tracker has read, or has passed over, the newest first.
+    ///
+    /// Its own witnesses are such events. Those of another tracker are as far as both have read the same: an event that both know
+    /// has the same events before it in every store that has it. Behind the last one that both know, the other may have read a
+    /// store that has taken the place of the former one, which proves nothing. Where that is the last event that this tracker knows
+    /// at all, what the other has read since is listed as well: these events have followed it.
     pub(crate) async fn list_witnesses(
         &self,
         connection: impl PgExecutor<'_>,
+        key: &ProcessorKey,
         position: Position,
     ) -> Result<Vec<StoredEvent>, sqlx::Error> {
         let statement = format!(
             "-- list_witnesses
-             select id, uuid from (
-               select id, uuid from {schema}.witnesses
-               union select witness_id, witness_uuid from {trackers} where witness_id > 0
-             ) as w where id <= {position} order by id desc limit {EARLIER_MAX}",
+             with witnesses as materialized (
+               select processor, version, partition, id, uuid from {schema}.witnesses
+               union select name, version, partition, witness_id, witness_uuid from {trackers} where witness_id > 0
+             ), own as (
+               select id, uuid from witnesses where {is_own}
+             ), common as (
+               select processor, version, partition, max(id) as last
+               from witnesses join own using (id, uuid) group by processor, version, partition
+             )
+             select distinct id, uuid from witnesses join common using (processor, version, partition)
+             where id <= {position} and (id <= last or last = (select max(id) from own))
+             order by id desc limit {EARLIER_MAX}",
             schema = self.schema,
-            trackers = self.table
+            trackers = self.table,
+            is_own = key.is_processor()
         );
         let rows = simple(statement).fetch_all(connection).await?;
         rows.iter()

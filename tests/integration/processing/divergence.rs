@@ -2,6 +2,7 @@
 
 mod elsewhere;
 mod in_process;
+mod last_common;
 mod partitions;
 mod same_server;
 
