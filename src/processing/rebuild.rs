@@ -54,7 +54,7 @@ pub(crate) use progress::{
     write_failure, write_progress, write_rest,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
-pub(crate) use rights::{LacksSchemas, RUNS_NO_PROCESSORS};
+pub(crate) use rights::{LacksSchemas, RUNS_NO_PROCESSORS, find_missing_on_place, give_to_owner};
 pub(crate) use set_aside::{SetAside, SetAsideEvent, count_dead_letters, find_set_aside};
 pub(crate) use shares::{
     SHARES_MAX, Share, create_shares, find_obstacle_to_division, join_shares, list_shares,

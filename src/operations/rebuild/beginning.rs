@@ -13,7 +13,8 @@ use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_literal;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
-    Beside, Complete, Pace, Part, Replay, Throttle, create, key_of_lock, refuse_qualified_names,
+    Beside, Complete, Pace, Part, Replay, Throttle, create, find_missing_on_place, give_to_owner,
+    key_of_lock, refuse_qualified_names,
 };
 use crate::processing::tracker::ProcessorKey;
 
@@ -54,6 +55,14 @@ impl Prepared {
         let processor = operator.beside(&declaration, beside, part.as_ref())?;
         let goes_on =
             beside == Beside::Next && operator.find_same(worker, &live, &declaration, listener).await?;
+        let building_in = beside.schema(schema, &live.name);
+        if goes_on && let Some(missing) = find_missing_on_place(worker, &building_in).await? {
+            return Err(OperatorError::Blocked(format!(
+                "version {} of {name} cannot be gone on with: {missing}; or `espctl rebuild abort {name}`, as whoever \
+                 has begun it",
+                declaration.version
+            )));
+        }
         if !goes_on {
             operator.remove_version(worker, &live.name, beside, declaration.version).await?;
             create(worker, processor.base(), (&live, schema)).await.map_err(blocked)?;
@@ -65,6 +74,9 @@ impl Prepared {
         let start = processor.base().beginning(worker, &live).await?;
         let live_tables = operator.list_tables(worker, &live.name).await?;
         let replay = Replay::begin(processor, worker, start).await.map_err(failed)?;
+        if beside == Beside::Next {
+            give_to_owner(worker, (operator.trackers().schema(), &live.name), &building_in).await?;
+        }
         // Its tables are there now.
         if let Some(reason) =
             operator.find_obstacle_to_part(worker, &live.name, beside, part.as_ref()).await?

@@ -1,5 +1,6 @@
 //! The schema that a version is built in: what may be made there, and how it goes away.
 
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::ddl::{Made, made_by_ddl};
@@ -110,9 +111,16 @@ pub(crate) async fn create(
     let mut transaction = connection.begin_with(READ_COMMITTED).await?;
     let outside = Outside::look(&mut transaction, &base.schema, building_in).await?;
     let schema = quote_identifier(&base.schema);
+    let serving = list_owned(&mut transaction, &schema, &live.name).await?;
     let before = observe(&mut transaction, &schema, &live.name).await?;
     base.tables().create(&mut transaction).await?;
     let after = observe(&mut transaction, &schema, &live.name).await?;
+    if list_owned(&mut transaction, &schema, &live.name).await? != serving {
+        return Err(ProcessorError::Blocked(format!(
+            "the tables of {} were made anew meanwhile, by a reset for example: try again",
+            live.name
+        )));
+    }
     refuse_ddl_beyond(&mut transaction, (live, live_schema), (&before, &after), &outside).await?;
     // What is only looked at need not be able to go live.
     if !is_unlogged(base.name()) {
@@ -121,6 +129,19 @@ pub(crate) async fn create(
         refuse_taken(&live.name, &taken)?;
     }
     Ok(transaction.rollback().await?)
+}
+
+/// The tables that serve, by their object ids.
+async fn list_owned(
+    connection: &mut PgConnection,
+    own_schema: &str,
+    processor: &str,
+) -> Result<Vec<Oid>, sqlx::Error> {
+    let statement = format!(
+        "-- list_owned
+         select distinct oid from {own_schema}.owned_relations where processor = $1 and oid is not null order by 1"
+    );
+    sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(processor).fetch_all(connection).await
 }
 
 /// Refuses to begin without the right to make the schema, in words that say what to do.

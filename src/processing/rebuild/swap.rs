@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use super::ddl::Made;
 use super::moves::{Moves, Schemas, change, find_ddl_made, is_change_of_others};
 use super::place::made_objects;
-use super::unmatched::Unmatched;
+use super::rights::{give_to_owner, list_unmovable_tables};
+use super::unmatched::{Unmatched, find_declared_alike};
 use super::views::{NO_OPTION, View};
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -97,12 +98,19 @@ impl Swap<'_> {
         let gone = Unmatched::find(connection, own, (live, next), self.schema).await?;
         let left = gone.items(connection, (own, live), observed.before()).await?;
         observed.leave(left);
+        // Definitions are read under a lock, which others may have, so only where there is something.
+        if self.is_new && !observed.irreplaceable().is_empty() {
+            let declared = find_declared_alike(connection, own, (live, next), self.building_in).await?;
+            observed.count_as_declared(declared);
+        }
         let lost = observed.irreplaceable();
-        let views = View::find_obstacles(connection, &observed.views_of_others(), (own, live, next)).await?;
-        Ok(match (lost.is_empty(), views.is_empty()) {
+        let mut others =
+            View::find_obstacles(connection, &observed.views_of_others(), (own, live, next)).await?;
+        others.extend(list_unmovable_tables(connection, own, live).await?);
+        Ok(match (lost.is_empty(), others.is_empty()) {
             (true, true) => Ok(observed),
-            (true, false) => Err(refusal_of_views(live, &views)),
-            (false, _) => Err(refusal(live, &[lost, views].concat())),
+            (true, false) => Err(refusal_as_told(live, &others)),
+            (false, _) => Err(refusal(live, &[lost, others].concat())),
         })
     }
 
@@ -211,6 +219,7 @@ impl Swap<'_> {
         let archive = Beside::Archived(self.live.version).schema(self.schema, name);
         let make = format!("-- make_archive\ncreate schema {}", quote_identifier(&archive));
         change(transaction, name, make).await?;
+        give_to_owner(transaction, (own, name), &archive).await?;
         let made = find_ddl_made(transaction, self.live, own).await?;
         let without_tables = self.find_made_without_tables(transaction, &made).await?;
         let observed = observe_planned(transaction, (own, name), &without_tables).await?;
@@ -448,13 +457,14 @@ async fn try_lock_tables(
 /// Why something of others stands in the way, and what to do.
 fn refusal(name: &str, lost: &[String]) -> String {
     format!(
-        "the tables of {name} cannot be exchanged, because this would stay with the former ones: {}. Drop it before and make it \
-         again afterwards; or, where the tables are declared alike, --go-live merge changes their rows and leaves it alone",
+        "the tables of {name} cannot be exchanged, because this would stay with the former ones: {}. Declare what belongs to the \
+         tables in the new version; drop the rest before and make it again afterwards; or, where the tables are declared alike, \
+         --go-live merge changes their rows and leaves it alone",
         lost.join("; ")
     )
 }
 
-/// As [`refusal`], where nothing but views is in the way.
-fn refusal_of_views(name: &str, views: &[String]) -> String {
-    format!("the tables of {name} cannot be exchanged: {}", views.join("; "))
+/// As [`refusal`], where each obstacle says what to do.
+fn refusal_as_told(name: &str, obstacles: &[String]) -> String {
+    format!("the tables of {name} cannot be exchanged: {}", obstacles.join("; "))
 }

@@ -98,6 +98,54 @@ impl Unmatched {
     }
 }
 
+/// The constraints and indexes of the tables of `live`, in the words of the list of dependents, that the tables of `next` have as well:
+/// they are declared, although others may have made them, as on tables that were made before espd came. The primary key is among them where
+/// espd has made none of the tables: there is one at most, and handlers find rows by it, so it is the table's own.
+pub(super) async fn find_declared_alike(
+    connection: &mut PgConnection,
+    own: &str,
+    (live, next): (&str, &str),
+    building_in: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    let statement = format!(
+        "-- find_declared_alike
+         with pairs as (
+           select l.oid as live, n.oid as next
+           from {own}.projection_tables as p join pg_namespace as s on s.nspname = p.table_schema
+             join pg_class as l on l.relnamespace = s.oid and l.relname = p.table_name
+             join pg_namespace as b on b.nspname = $3
+             join pg_class as n on n.relnamespace = b.oid and n.relname = p.table_name
+           where p.processor = $1
+         ), adopted as (
+           select bool_and(made is null) as is_so from {own}.declarations where processor = $1
+         ), next_made as (
+           select m.item from {own}.declarations as d cross join lateral unnest(d.made) as m (item) where d.processor = $2
+         ), indexes as (
+           select t.live, t.next, i.indrelid, i.indisunique, c.relname, i.indexrelid,
+             -- Behind its name, and that of its table.
+             substring(pg_get_indexdef(i.indexrelid) from ' USING .*') as definition
+           from pairs as t join pg_index as i on i.indrelid in (t.live, t.next)
+             join pg_class as c on c.oid = i.indexrelid
+         )
+         select 'constraint ' || o.identity
+         from pairs as t join pg_constraint as c on c.conrelid = t.live
+           cross join lateral pg_identify_object('pg_constraint'::regclass, c.oid, 0) as o
+         where c.contype = 'p' and (select is_so from adopted)
+           or exists (select from pg_constraint as d
+             where d.conrelid = t.next and d.contype = c.contype and pg_get_constraintdef(d.oid) = pg_get_constraintdef(c.oid))
+         union all
+         select 'index ' || o.identity
+         from indexes as i cross join lateral pg_identify_object('pg_class'::regclass, i.indexrelid, 0) as o
+         where i.indrelid = i.live
+           and (exists (select from indexes as j
+                  where j.indrelid = j.next and j.live = i.live and j.indisunique = i.indisunique and j.definition = i.definition)
+             -- It may be made after the rows only.
+             or format('index %I.%I', $3::text, i.relname) in (select item from next_made))"
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+    query.bind(live).bind(next).bind(building_in).fetch_all(connection).await
+}
+
 impl Column {
     /// Whether an item of the list of dependents is about this column.
     fn is_subject_of(&self, item: &str) -> bool {

@@ -32,7 +32,9 @@ impl View {
     ) -> Result<Vec<Self>, sqlx::Error> {
         let statement = "-- read_views
             with recursive named as (
-              select n.name, to_regclass(n.name)::oid as oid from unnest($1::text[]) as n (name)
+              select n.name, c.oid from unnest($1::text[]) as n (name)
+                join (pg_class as c join pg_namespace as s on s.oid = c.relnamespace)
+                  on format('%I.%I', s.nspname, c.relname) = n.name
             ), edges as (
               select distinct r.ev_class as upper, d.refobjid as lower
               from pg_rewrite as r join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
@@ -64,7 +66,10 @@ impl View {
             "-- find_obstacles_of_views
              with views as (
                select n.name, c.oid, c.relowner, c.relnamespace
-               from unnest($1::text[]) as n (name) join pg_class as c on c.oid = to_regclass(n.name)
+               from unnest($1::text[]) as n (name)
+                -- Whoever may not use its schema may not ask by name.
+                join (pg_class as c join pg_namespace as s on s.oid = c.relnamespace)
+                  on format('%I.%I', s.nspname, c.relname) = n.name
              ), tables as (
                select p.processor, p.table_name, c.oid from {own}.projection_tables as p
                  join pg_namespace as n on n.nspname = p.table_schema
@@ -90,6 +95,11 @@ impl View {
              select format('view %s belongs to %I, and only its owner can drop it and make it again: `grant %I to %I`', v.name,
                       pg_get_userbyid(v.relowner), pg_get_userbyid(v.relowner), current_user)
              from views as v where not pg_has_role(v.relowner, 'usage')
+             union all
+             select format('view %s is in a schema that %I may not use: `grant usage on schema %I to %I`', v.name,
+                      current_user, n.nspname, current_user)
+             from views as v join pg_namespace as n on n.oid = v.relnamespace
+             where not has_schema_privilege(n.oid, 'usage')
              union all
              select format('view %s belongs to %I, who may make nothing in its schema: `grant create on schema %I to %I`', v.name,
                       pg_get_userbyid(v.relowner), n.nspname, pg_get_userbyid(v.relowner))

@@ -281,7 +281,10 @@ async fn what_would_stay_with_the_old_tables_is_named_and_nothing_is_exchanged()
         fixture.run(make).await;
         let refused = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
         assert_eq!(refused.code, Some(1), "{refused:?}");
-        assert!(refused.stderr.contains(name) && refused.stderr.contains("Drop it before"), "{refused:?}");
+        assert!(
+            refused.stderr.contains(name) && refused.stderr.contains("drop the rest before"),
+            "{refused:?}"
+        );
         // Who wants to swap is told before anything is built.
         let refused = fixture.espctl(&["rebuild", "orders", "--go-live", "swap"]).await;
         assert!(

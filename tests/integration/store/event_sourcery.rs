@@ -429,6 +429,37 @@ async fn a_processor_of_the_framework_moves_to_espd_where_it_is() {
     assert_eq!(count(&framework, "select count(*) from projections.counts").await, 0);
 }
 
+/// The primary key of its table, and an index that the new version declares as well, are the projector's own, although espd has made neither.
+#[tokio::test]
+async fn the_version_of_a_processor_of_the_framework_is_raised_as_any_other() {
+    let (framework, installation) = predecessor().await;
+    framework.run("create index made_by_hand on projections.counts (n); create index strange on projections.counts (n, type)").await;
+    installation.espctl(&[&IMPORT[..], &["--yes"]].concat()).await.printed();
+    let daemon = installation.start_daemon();
+    reaches(&framework.db.pool, "counts", 40).await;
+    daemon.stop().await;
+    let raised = COUNTS
+        .replace(
+            "name = 'counts'",
+            "name = 'counts'\nversion = 2\nddl = ['create index counts_n on counts (n)']",
+        )
+        .replace("n bigint not null", "n bigint not null, note text");
+    assert!(raised.contains("version = 2") && raised.contains("note text"), "{raised}");
+    installation.declare("counts", &raised);
+    let swap = ["rebuild", "counts", "--go-live", "swap", "--yes"];
+    let refused = installation.espctl(&swap).await.complained(1);
+    assert!(refused.contains("index projections.strange"), "{refused}");
+    assert!(!refused.contains("counts_pkey") && !refused.contains("made_by_hand"), "{refused}");
+    framework.run("drop index projections.strange").await;
+    installation.espctl(&swap).await.printed();
+    assert_eq!(installation.status("counts").await["version"], 2);
+    let keys = "select count(*) from pg_constraint where conrelid = 'projections.counts'::regclass and contype = 'p'";
+    assert_eq!(count(&framework, keys).await, 1);
+    installation.espctl(&["verify", "counts"]).await.printed();
+    installation.declare("counts", COUNTS);
+    installation.espctl(&["rollback", "counts", "--yes"]).await.printed();
+}
+
 #[tokio::test]
 async fn nothing_is_taken_over_from_a_running_processor_or_onto_missing_tables() {
     let (framework, installation) = predecessor().await;

@@ -200,11 +200,13 @@ pub(crate) struct Dropped {
     pub(super) made: Option<BTreeSet<String>>,
     /// What is on tables and columns that have no successor, and stays with them.
     pub(super) left: BTreeSet<String>,
+    /// What the tables that take their place have as well, whoever has made it here.
+    declared: BTreeSet<String>,
 }
 
 impl Dropped {
     pub(super) fn new(before: Vec<Dependent>, made: Option<BTreeSet<String>>) -> Self {
-        Self { before, made, left: BTreeSet::new() }
+        Self { before, made, left: BTreeSet::new(), declared: BTreeSet::new() }
     }
 
     /// What was there.
@@ -217,10 +219,16 @@ impl Dropped {
         self.left = items;
     }
 
+    /// Takes these for parts of what is declared, whoever has made them.
+    pub(crate) fn count_as_declared(&mut self, items: Vec<String>) {
+        self.declared.extend(items);
+    }
+
     /// What others have made: it is not the author's to take away.
     fn of_others(&self) -> impl Iterator<Item = &Dependent> {
         let goes_on = |dependent: &&Dependent| dependent.apart || !self.left.contains(&dependent.item);
-        self.before.iter().filter(goes_on).filter(|dependent| match &self.made {
+        let is_undeclared = |dependent: &&Dependent| !self.declared.contains(&dependent.item);
+        self.before.iter().filter(goes_on).filter(is_undeclared).filter(|dependent| match &self.made {
             // An espd of before has not recorded how a table was logged, and what it had from its declaration.
             Some(made) if is_logging(&dependent.item) => {
                 made.iter().any(|item| is_logging(item)) && !made.contains(&dependent.item)
