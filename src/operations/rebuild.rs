@@ -6,6 +6,7 @@
 mod beginning;
 mod checks;
 mod continuous;
+mod followed_store;
 mod going_live;
 mod indexes;
 mod looking;
@@ -438,6 +439,7 @@ impl<'o> Rebuilding<'o> {
                     self.live.version
                 ))
             }
+            ReplayError::Diverged => self.describe_other_store(None),
             other => failed(other),
         }
     }

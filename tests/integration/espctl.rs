@@ -22,6 +22,7 @@ mod reset_beside;
 mod reset_locks;
 mod retire;
 mod roles;
+mod roles_of_versions;
 mod schema;
 mod status;
 mod trace;

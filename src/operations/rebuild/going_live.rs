@@ -161,6 +161,7 @@ impl Rebuilding<'_> {
     pub(crate) async fn go_live(&mut self, way: GoLive, wanted: GoLive) -> Result<Way, OperatorError> {
         // Whoever was asked may have taken hours to answer: what has come since is handled while the serving version goes on.
         self.follow().await?;
+        self.refuse_other_store().await?;
         self.make_indexes().await?;
         let later = self.find_later().await?;
         self.enter(Phase::GoingLive).await?;

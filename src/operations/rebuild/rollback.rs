@@ -8,8 +8,10 @@ use super::beginning::{Prepared, unlock_session};
 use super::preparation::refuse_synchronous;
 use super::{Beside, Finding, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
-use crate::processing::declaration::{Handling, ProcessorDeclaration, Unsuitable};
-use crate::processing::rebuild::{LeftOut, Rebuilds, Replay, find_declared};
+use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, Unsuitable};
+use crate::processing::processor::Processor;
+use crate::processing::rebuild::{LeftOut, Rebuilds, Replay, find_declared, find_missing_on_place};
+use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
 impl<'o> Rebuilding<'o> {
     /// Prepares a version that has served before for what it has not handled since. `to`: which one; otherwise the one that
@@ -41,6 +43,13 @@ impl<'o> Rebuilding<'o> {
             let beside = Beside::Archived(version);
             let declaration = operator.read_declared(&mut worker, name, version).await?;
             let processor = operator.beside(&declaration, beside, None)?;
+            operator.refuse_former(name, &*processor, version).await?;
+            let kept_in = beside.schema(&operator.databases.scope.schema, name);
+            if let Some(missing) = find_missing_on_place(&mut worker, &kept_in).await? {
+                return Err(OperatorError::Blocked(format!(
+                    "version {version} of {name} cannot serve again: {missing}"
+                )));
+            }
             let start = processor.base().beginning(&mut worker, &row.key()).await?;
             let live_tables = operator.list_tables(&mut worker, name).await?;
             let replay = Replay::begin(processor, &mut worker, start).await.map_err(failed)?;
@@ -89,6 +98,44 @@ impl Rebuilding<'_> {
 }
 
 impl Operator<'_> {
+    /// Refuses to go back to a version whose rows are of another event store, or would be continued by handlers that may not.
+    async fn refuse_former(
+        &self,
+        name: &str,
+        processor: &dyn Processor,
+        version: i32,
+    ) -> Result<(), OperatorError> {
+        let key = ProcessorKey::new(processor.name(), version);
+        let Some(former) = self.find_beside(&key).await? else { return Ok(()) };
+        self.refuse_former_of_other_store(name, &former).await?;
+        let present = processor.base().handler_fingerprint();
+        match present.is_some_and(|present| former.was_handled_by_other(&present)) {
+            true => self.refuse_other_handlers(name, &former),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses handlers that are not those which have made the rows of a former version, where the declaration wants that.
+    fn refuse_other_handlers(&self, name: &str, former: &TrackerRow) -> Result<(), OperatorError> {
+        let because = format!(
+            "the handlers of version {} of {name} are not those that have handled the events up to {}",
+            former.version, former.position
+        );
+        let (now, warn) = (
+            format!("`espctl reset {name}` has the declared ones handle all events"),
+            "on_handler_change = \"warn\" continues with both",
+        );
+        match self.declaration(name)?.on_handler_change {
+            OnHandlerChange::Warn => Ok(()),
+            OnHandlerChange::Refuse => Err(OperatorError::Blocked(format!(
+                "{because}: deploy those again, and repeat `espctl rollback {name}`; {now}; {warn}"
+            ))),
+            OnHandlerChange::Rebuild => Err(OperatorError::Blocked(format!(
+                "{because}, and on_handler_change = \"rebuild\" has the rows made anew instead: {now}; {warn}"
+            ))),
+        }
+    }
+
     /// The version to go back to.
     async fn choose_former(
         &self,

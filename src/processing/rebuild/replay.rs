@@ -50,9 +50,7 @@ pub(crate) enum ReplayError {
     #[error("{0}")]
     Blocked(String),
     /// The event store is not the one that was followed.
-    #[error(
-        "the event store is not the one that the rebuild has followed: `espctl rebuild abort`, then begin again"
-    )]
+    #[error("the event store is not the one that this version has followed")]
     Diverged,
     /// The database could not do it.
     #[error(transparent)]
@@ -107,7 +105,9 @@ impl Replay {
         processor.prepare(connection, &claim).await?;
         let handlers = processor.base().handler_fingerprint();
         if let Some(handlers) = &handlers {
-            trackers.note_handlers(&mut *connection, &claim, handlers, false).await?;
+            // A version that has served before may be continued by others.
+            let is_change = claim.was_handled_by_other(handlers);
+            trackers.note_handlers(&mut *connection, &claim, handlers, is_change).await?;
         }
         processor.bind_handlers(handlers.as_deref());
         Ok(Self::new(processor, trackers, claim))

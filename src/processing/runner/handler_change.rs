@@ -30,7 +30,7 @@ impl Runner {
         claim: &Claim,
         present: Option<&str>,
     ) -> Result<Option<Next>, sqlx::Error> {
-        if !present.is_some_and(|present| is_change(claim, present)) {
+        if !present.is_some_and(|present| claim.was_handled_by_other(present)) {
             return Ok(None);
         }
         match self.processor.base().declaration.on_handler_change {
@@ -76,7 +76,7 @@ impl Runner {
         let Some(present) = present.filter(|present| claim.handlers.as_deref() != Some(*present)) else {
             return Ok(());
         };
-        let is_change = is_change(claim, present);
+        let is_change = claim.was_handled_by_other(present);
         if is_change {
             let position = claim.position.get();
             let what = match self.processor.kind() {
@@ -93,11 +93,4 @@ impl Runner {
         }
         in_time(self.trackers.note_handlers(connection, claim, present, is_change)).await
     }
-}
-
-/// Whether the last owner had other handlers than the `present` ones, and they have handled events.
-fn is_change(claim: &Claim, present: &str) -> bool {
-    claim.handlers.as_ref().is_some_and(|last| last != present)
-        && claim.declaration.is_some()
-        && claim.position > Position::START
 }

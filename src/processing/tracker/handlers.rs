@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgExecutor;
 
-use super::{Claim, Trackers, is_claimed};
+use super::{Claim, TrackerRow, Trackers, is_claimed};
 use crate::event::Position;
 use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
@@ -23,6 +23,24 @@ pub struct HandlerChange {
     pub before: String,
     /// Fingerprint of the handlers from then on.
     pub after: String,
+}
+
+impl Claim {
+    /// Whether the last owner had other handlers than the `present` ones, and they have handled events.
+    pub(crate) fn was_handled_by_other(&self, present: &str) -> bool {
+        self.declaration.is_some() && have_changed(self.handlers.as_deref(), present, self.position)
+    }
+}
+
+impl TrackerRow {
+    /// Whether the last owner had other handlers than the `present` ones, and they have handled events.
+    pub(crate) fn was_handled_by_other(&self, present: &str) -> bool {
+        have_changed(self.handlers.as_deref(), present, self.position)
+    }
+}
+
+fn have_changed(last: Option<&str>, present: &str, position: Position) -> bool {
+    position > Position::START && last.is_some_and(|last| last != present)
 }
 
 impl Trackers {

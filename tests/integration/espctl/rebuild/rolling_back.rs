@@ -1,0 +1,102 @@
+//! What keeps a former version from serving again: another event store, and other handlers than those that have made its rows.
+
+use super::*;
+
+#[tokio::test]
+async fn a_version_that_has_followed_another_store_does_not_serve_again() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    daemon.stop().await;
+    fixture.run("delete from espd.events where id > 2; select setval('espd.events_id_seq', 2)").await;
+    let refused = async |behind: &str| {
+        fixture.declare(1, FIRST);
+        let said = fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+        for part in [
+            "version 1 of orders cannot serve again",
+            "that it has followed",
+            behind,
+            "under a higher version",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert!(!said.contains("abort"), "{said}");
+        assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
+    };
+    // What serves follows the store as it is.
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["reset", "orders", "--yes"]).await.printed();
+    let daemon = fixture.installation.start_daemon();
+    reaches(&fixture.db.pool, "orders", 2).await;
+    refused("last id 2").await;
+    append(&fixture.db.pool, 3).await;
+    reaches(&fixture.db.pool, "orders", 5).await;
+    refused("is another event now (last id 5)").await;
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    refused("is another event now (last id 6)").await;
+    daemon.stop().await;
+}
+
+const PROGRAM: &str = r#"
+import json, sys
+mark = "MARK"
+sys.stdin.readline()
+def say(message):
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+say({"ready": 1})
+for line in sys.stdin:
+    batch = json.loads(line)
+    for event in batch["events"]:
+        say({"done": event["id"], "actions": [{"upsert": "orders", "row": {"id": event["id"], "mark": mark}}]})
+    say({"end": batch["batch"]})
+"#;
+
+fn declare_program(fixture: &Fixture, version: i32, mark: &str, then: &str) {
+    std::fs::write(fixture.installation.path().join("processors/orders.py"), PROGRAM.replace("MARK", mark))
+        .unwrap();
+    let text = format!(
+        "[projector]\nname = 'orders'\nversion = {version}\nevents = ['A']\ncommand = ['python3', 'orders.py']\n\
+         on_handler_change = '{then}'\n[projector.tables]\norders = 'id bigint primary key, mark text'\n"
+    );
+    fixture.installation.declare("orders", &text);
+}
+
+#[tokio::test]
+async fn another_program_than_that_of_a_former_version_is_refused_or_told_as_elsewhere() {
+    let db = support::database().await;
+    let runner = "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n";
+    let fixture = Fixture { installation: Installation::new(&db.url, runner), db };
+    declare_program(&fixture, 1, "first", "refuse");
+    append(&fixture.db.pool, 5).await;
+    let daemon = fixture.installation.start_daemon();
+    reaches(&fixture.db.pool, "orders", 5).await;
+    daemon.stop().await;
+    declare_program(&fixture, 2, "second", "refuse");
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    append(&fixture.db.pool, 1).await;
+
+    for (then, part) in [("refuse", "deploy those again"), ("rebuild", "`espctl reset orders`")] {
+        declare_program(&fixture, 1, "third", then);
+        let said = fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+        assert!(
+            said.contains(
+                "the handlers of version 1 of orders are not those that have handled the events up to 5"
+            ) && said.contains(part),
+            "{said}"
+        );
+        assert_eq!(fixture.fact("select string_agg(distinct mark, ' ') from orders").await, "second");
+    }
+    declare_program(&fixture, 1, "third", "warn");
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    let status = fixture.installation.status("orders").await;
+    assert_eq!(status["handler_change"]["position"], 5, "{status}");
+    let marks = "select string_agg(mark, ' ' order by id) from orders";
+    let daemon = fixture.installation.start_daemon();
+    reaches(&fixture.db.pool, "orders", 6).await;
+    assert_eq!(fixture.fact(marks).await, "first first first first first third");
+    let status = fixture.espctl(&["status", "orders"]).await.printed();
+    assert!(status.contains("The handlers of orders have changed"), "{status}");
+    daemon.stop().await;
+}
