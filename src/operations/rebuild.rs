@@ -213,6 +213,7 @@ impl<'o> Rebuilding<'o> {
                 return Ok(());
             }
             self.wait_for_room().await?;
+            self.replay.await_retry().await;
             let (begun, from, fraction) = (Instant::now(), self.replay.position(), self.fraction());
             self.advance(target, fraction).await?;
             let rest = self.throttle.rest(fraction * self.effort.share, target, begun, Instant::now());
@@ -343,7 +344,7 @@ impl<'o> Rebuilding<'o> {
             return Err(OperatorError::Rebuild(format!("{} serves another version now", self.live.name)));
         };
         require_asynchronous(hold, self.operator.trackers().table(), &self.live).await?;
-        let reached = self.replay.reach(&mut self.worker, position).await;
+        let reached = self.replay.reach_at_once(&mut self.worker, position).await;
         reached.map_err(|error| self.failed(error))?;
         // Whoever sets the tracker back meanwhile would have the events in between handled once more on the rows that were built.
         if self.replay.position() > position && !matches!(self.beside, Beside::Archived(_)) {

@@ -39,8 +39,10 @@ pub(crate) struct BatchTransaction<'t> {
     request: &'t BatchRequest<'t>,
     /// Whether any event of the processor is set aside, so that others may have to wait behind it.
     parking: bool,
-    /// Events up to this position were handled before a reset.
+    /// Events up to this position were handled before a reset,
     silent_until: Position,
+    /// but not these, in order, which were dead letters.
+    never_handled: Vec<Position>,
     /// What the store has to say still, so that it is the one that was followed.
     witness: Option<Witness>,
     /// The partitions that the table of events has to have still; `None`: none are known.
@@ -92,9 +94,12 @@ impl<'t> BatchTransaction<'t> {
              set local lock_timeout = '30s';
              set local idle_in_transaction_session_timeout = {idle};
              {mark};
-             select silent_until, parking, witness_at, witness_id, witness_uuid, events_partitions, {meaning}
+             select silent_until, parking, witness_at, witness_id, witness_uuid, events_partitions,
+               (select t.never_handled from {trackers} as t where {is_tracker}) as never_handled, {meaning}
              from {schema}.lock_tracker({key}, epoch => {epoch}, {what})
              where {server}",
+            trackers = base.trackers().table(),
+            is_tracker = request.claim.key.is_tracker(),
             schema = quote_identifier(&base.schema),
             key = request.claim.key.arguments(),
             meaning = base.scope.set_local(),
@@ -110,12 +115,14 @@ impl<'t> BatchTransaction<'t> {
         let parking = row.try_get("parking")?;
         let (witness, trail) = (read_witness(&row)?, Trail::default());
         let partitions = row.try_get("events_partitions")?;
+        let never_handled: Option<Vec<Position>> = row.try_get("never_handled")?;
         Ok(Some(Self {
             transaction,
             base,
             request,
             parking,
             silent_until,
+            never_handled: never_handled.unwrap_or_default(),
             witness,
             partitions,
             trail,
@@ -241,7 +248,7 @@ impl<'t> BatchTransaction<'t> {
 
     /// Makes an event ready for the handler.
     pub(crate) fn deliver(&self, event: Event) -> Delivery {
-        let replaying = event.id <= self.silent_until;
+        let replaying = event.id <= self.silent_until && self.never_handled.binary_search(&event.id).is_err();
         Delivery { event, replaying }
     }
 

@@ -63,6 +63,7 @@ impl Worker {
                 sleep(INTERVAL).await;
                 continue;
             }
+            self.replay.await_retry().await;
             let begun = Instant::now();
             let fraction = round.watched.as_ref().map_or(1.0, |seen| seen.fraction());
             if let Err(error) = self.advance(&round, fraction).await {

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use thiserror::Error;
 
+use super::Beside;
 use crate::event::Position;
 use crate::postgres::literal::simple;
+use crate::postgres::quote::quote_literal;
 use crate::processing::dead_letters::{DeadLetters, NewDeadLetter};
 use crate::processing::declaration::{
     BatchLimits, FoldedLimits, Handling, ProcessorDeclaration, ProcessorKind,
@@ -36,6 +38,15 @@ const LEAST: (i64, Duration) = (1_000, Duration::from_millis(100));
 
 /// Likewise where events leave the database: they are in memory while they are handled.
 const LIMITS_OUTSIDE: BatchLimits = BatchLimits { size: 50_000, size_max: 50_000, bytes: 16 << 20, ..LIMITS };
+
+/// The longest pause before a failing event is tried again: the whole build waits for it.
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+/// How long a build waits for failing events in all. What fails afterwards is tried again at once, and not often.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How often an event is tried where nobody waits.
+const IMPATIENT_ATTEMPTS: u32 = 3;
 
 /// Why events are not handled.
 #[derive(Debug, Error)]
@@ -89,6 +100,14 @@ pub(crate) struct Replay {
     pub(crate) handled: i64,
     /// How many events this run has set aside.
     pub(crate) set_aside: i64,
+    /// The failing event, and how often it was tried.
+    failing: Option<(Position, u32)>,
+    /// How long to wait before it is tried again.
+    delay: Option<Duration>,
+    /// How long it has waited in all.
+    waited: Duration,
+    /// Whether others stand still for it.
+    is_hurried: bool,
 }
 
 impl Replay {
@@ -123,6 +142,10 @@ impl Replay {
             replaying_until: Position::START,
             handled: 0,
             set_aside: 0,
+            failing: None,
+            delay: None,
+            waited: Duration::ZERO,
+            is_hurried: false,
         }
     }
 
@@ -176,7 +199,7 @@ impl Replay {
         fraction: f64,
     ) -> Result<(), ReplayError> {
         if upto > self.replaying_until {
-            note_replaying(connection, &self.trackers, &self.claim.key, upto).await?;
+            self.note_replaying(connection, upto).await?;
             self.replaying_until = upto;
         }
         let work = Work::Batch { upto, rate: 0.0 };
@@ -197,9 +220,10 @@ impl Replay {
                 // What has failed is behind it.
                 self.limits.size = (self.limits.size * 2).min(self.limits.size_max);
                 match failure {
-                    None => Ok(()),
-                    Some(failure) => self.set_aside(connection, *failure).await,
+                    None => self.failing = None,
+                    Some(failure) => self.meet_failure(connection, *failure).await?,
                 }
+                Ok(())
             }
             Ok(Outcome::ClaimLost) => Err(ReplayError::ClaimLost),
             Ok(_) => {
@@ -214,23 +238,92 @@ impl Replay {
         }
     }
 
-    /// Sets an event aside that could not be handled, where the declaration wants that in the end. It is tried only once, because a
-    /// rebuild stands still meanwhile: it is a dead letter like any other, and can be handled again once the version is live.
-    async fn set_aside(
+    /// Records that the version which serves has handled all events up to a position: what a handler does about them outside of the
+    /// database was done, also where one is a dead letter here and handled again later. Not so for dead letters of the version that
+    /// serves: a program does that now, if its rows are to serve.
+    async fn note_replaying(&self, connection: &mut PgConnection, upto: Position) -> Result<(), sqlx::Error> {
+        let (key, schema) = (&self.claim.key, self.trackers.schema());
+        let acts = matches!(self.processor.base().declaration.handling, Handling::Program(_));
+        let never_handled = match serving_name(&key.name).filter(|_| acts) {
+            None => "null".to_owned(),
+            Some(serving) => format!(
+                "nullif(array(select d.event_id from {schema}.dead_letters as d
+                   where d.processor = {} and not d.replaying and d.event_id between position + 1 and {upto} order by 1), '{{}}')",
+                quote_literal(serving)
+            ),
+        };
+        let statement = format!(
+            "-- note_replaying
+             update {} set silent_until = greatest(silent_until, {upto}), never_handled = {never_handled} where {}",
+            self.trackers.table(),
+            key.is_tracker()
+        );
+        simple(statement).execute(connection).await.map(drop)
+    }
+
+    /// Waits until a failing event is tried again, if one is. The time is not that of a batch.
+    pub(crate) async fn await_retry(&mut self) {
+        if let Some(delay) = self.delay.take() {
+            self.waited += delay;
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Has a failing event tried again, as the declaration says, or sets it aside, where the declaration wants that in the end.
+    async fn meet_failure(
         &mut self,
         connection: &mut PgConnection,
         failure: Failure,
     ) -> Result<(), ReplayError> {
-        let on_failure = self.processor.base().declaration.retry.on_failure;
-        let is_set_aside = matches!(on_failure, OnFailure::Park | OnFailure::Skip);
+        let retry = self.processor.base().declaration.retry;
+        let is_set_aside = matches!(retry.on_failure, OnFailure::Park | OnFailure::Skip);
         let Some(event_id) = failure.event_id().filter(|_| is_set_aside) else {
             return Err(ReplayError::Failed(Box::new(failure)));
         };
-        let dead_letter = NewDeadLetter { failure, attempts: 1, blocks: on_failure == OnFailure::Park };
+        let before = self.failing.filter(|(event, _)| *event == event_id);
+        let attempts = before.map_or(1, |(_, attempts)| attempts + 1);
+        self.failing = Some((event_id, attempts));
+        let most = retry.max_attempts.unwrap_or(1);
+        let is_patient = !self.is_hurried && self.waited < PATIENCE;
+        let is_last = attempts >= most || !is_patient && attempts >= IMPATIENT_ATTEMPTS;
+        if !is_last && !self.serving_has_set_aside(connection, event_id).await? {
+            self.delay = is_patient.then(|| retry.delay_after(attempts).min(LONGEST_DELAY));
+            return Ok(());
+        }
+        self.set_aside(connection, event_id, failure, attempts).await
+    }
+
+    /// Whether an event is a dead letter of the version that serves: one that has used up its attempts there needs no others here.
+    async fn serving_has_set_aside(
+        &self,
+        connection: &mut PgConnection,
+        event_id: Position,
+    ) -> Result<bool, sqlx::Error> {
+        let name = &self.claim.key.name;
+        let statement = format!(
+            "-- has_set_aside
+             select exists (select from {}.dead_letters where processor = {} and event_id = {event_id})",
+            self.trackers.schema(),
+            quote_literal(name.split_once('$').map_or(name, |(serving, _)| serving))
+        );
+        simple(statement).fetch_one(connection).await?.try_get(0)
+    }
+
+    /// Sets an event aside: it is a dead letter like any other, and can be handled again once the version is live.
+    async fn set_aside(
+        &mut self,
+        connection: &mut PgConnection,
+        event_id: Position,
+        failure: Failure,
+        attempts: u32,
+    ) -> Result<(), ReplayError> {
+        let blocks = self.processor.base().declaration.retry.on_failure == OnFailure::Park;
+        let dead_letter = NewDeadLetter { failure, attempts, blocks };
         let letters = DeadLetters::new(&self.trackers);
         if !letters.pass_over(&mut *connection, &self.claim, &dead_letter, LEASE).await? {
             return Err(ReplayError::ClaimLost);
         }
+        self.failing = None;
         self.claim.position = event_id;
         self.set_aside += 1;
         Ok(())
@@ -249,15 +342,38 @@ impl Replay {
         upto: Position,
     ) -> Result<(), ReplayError> {
         while self.position() < upto {
+            self.await_retry().await;
             self.advance(connection, upto, 1.0).await?;
         }
         Ok(())
+    }
+
+    /// As [`Self::reach`], while others stand still for it: nothing is waited for.
+    pub(crate) async fn reach_at_once(
+        &mut self,
+        connection: &mut PgConnection,
+        upto: Position,
+    ) -> Result<(), ReplayError> {
+        self.is_hurried = true;
+        let mut reached = Ok(());
+        while reached.is_ok() && self.position() < upto {
+            reached = self.advance(connection, upto, 1.0).await;
+        }
+        self.is_hurried = false;
+        reached
     }
 
     /// The trackers that its own is among.
     pub(crate) fn trackers(&self) -> &Trackers {
         &self.trackers
     }
+}
+
+/// The name of the processor that serves, by that of a version which is to take its place; `None`: it is only looked at.
+fn serving_name(name: &str) -> Option<&str> {
+    let (serving, suffix) = name.split_once('$')?;
+    let is_former = suffix.parse::<i32>().is_ok();
+    (is_former || Beside::Next.name(serving) == name).then_some(serving)
 }
 
 /// How large the batches of a version are. Whoever writes handlers in Rust is handed a whole batch at once, and has said how large it
@@ -284,22 +400,6 @@ fn limit_to(limits: &BatchLimits, fraction: f64) -> BatchLimits {
         time: limits.time.mul_f64(fraction).max(time).min(limits.time),
         ..*limits
     }
-}
-
-/// Records that the version which serves has handled all events up to a position: what a handler does about them outside of the
-/// database was done, also where one is a dead letter and handled again later.
-async fn note_replaying(
-    connection: &mut PgConnection,
-    trackers: &Trackers,
-    key: &ProcessorKey,
-    upto: Position,
-) -> Result<(), sqlx::Error> {
-    let statement = format!(
-        "-- note_replaying\nupdate {} set silent_until = greatest(silent_until, {upto}) where {}",
-        trackers.table(),
-        key.is_tracker()
-    );
-    simple(statement).execute(connection).await.map(drop)
 }
 
 /// Claims a tracker, whoever has claimed it before.

@@ -145,3 +145,47 @@ async fn what_cannot_be_built_beside_is_reset_in_place_and_told_why() {
     let because = "version 2 of orders serves, and the configuration declares version 1";
     assert!(outcome.stderr.contains(&format!("orders is reset in place: {because}")), "{outcome:?}");
 }
+
+/// The event has been handled, and is handled the next time: what serves loses nothing because of the moment in between.
+#[tokio::test]
+async fn an_event_that_fails_once_is_tried_again_as_declared() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+    execute(&db.pool, "create sequence public.tries").await;
+    let declaration = "[projector]\nname = 'orders'\n[projector.tables]\norders = 'id bigint primary key, n bigint'\n\
+        [projector.retry]\ninitial = '1ms'\nmax_attempts = 20\non_failure = 'park'\n\
+        [[projector.on]]\nevents = ['A']\nsql = \"if event.id = 3 and nextval('public.tries') between 2 and 6 then raise 'away'; end if; \
+        insert into orders values (event.id, 2 * event.id)\"\n";
+    installation.declare("orders", declaration);
+    append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "orders", 5).await;
+    let outcome = installation.espctl(&["reset", "orders", "--yes"]).await;
+    assert!(!outcome.stderr.contains("set aside"), "{outcome:?}");
+    outcome.printed();
+    assert_eq!(fact(&db.pool, RIGHT).await, "{2,4,6,8,10}");
+    assert_eq!(fact(&db.pool, "select last_value > 3 from public.tries").await, "true", "it has failed");
+    assert_eq!(fact(&db.pool, "select count(*) from espd.dead_letters").await, "0");
+    daemon.stop().await;
+}
+
+/// What has used up its attempts where it serves has none more beside.
+#[tokio::test]
+async fn what_is_a_dead_letter_already_is_tried_once() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+    let declaration = "[projector]\nname = 'orders'\n[projector.tables]\norders = 'id bigint primary key, n bigint'\n\
+        [projector.retry]\ninitial = '1ms'\nmax_attempts = 3\non_failure = 'skip'\n\
+        [[projector.on]]\nevents = ['A']\nsql = \"if event.id = 3 or event.id = 4 and (select count(*) from public.refused) > 0 then raise 'never'; end if; \
+        insert into orders values (event.id, 2 * event.id)\"\n";
+    execute(&db.pool, "create table public.refused ()").await;
+    installation.declare("orders", declaration);
+    append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "orders", 5).await;
+    execute(&db.pool, "insert into public.refused default values").await;
+    installation.espctl(&["reset", "orders", "--yes"]).await.printed();
+    let attempts = "select string_agg(event_id || ':' || attempts, ' ' order by event_id) from espd.dead_letters where processor = 'orders'";
+    assert_eq!(fact(&db.pool, attempts).await, "3:1 4:3");
+    daemon.stop().await;
+}
