@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgExecutor};
 use uuid::Uuid;
 
-use crate::event::StoredTime;
+use crate::event::{Position, StoredTime};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::tracker::Trackers;
@@ -61,7 +61,7 @@ pub(crate) enum EmissionState {
     Due,
     /// The event store has refused it. It is tried again.
     Refused,
-    /// An operator has paused the reactor, or it handles events again, which may cancel it.
+    /// An operator has paused the reactor; or it handles events again, or has stopped, and one that is to come may cancel it.
     Held,
 }
 
@@ -265,13 +265,25 @@ impl PendingEmissions {
     }
 }
 
-/// Whether the emission `e` is held: by an operator, who has paused its reactor; or because the reactor repeats its effects after a
-/// reset, and the event that cancels or replaces it may be still to come.
+/// Whether the emission `e` is held: by an operator, who has paused its reactor; or, if it has a key, because the event that cancels or
+/// replaces it may be still to come: the reactor repeats its effects after a reset, or has stopped until an operator acts.
 pub(super) fn is_held(trackers: &str) -> String {
+    held_by(
+        trackers,
+        "t.paused_at is not null or e.key is not null
+             and (t.position < t.repeated_until or t.failed_at is not null or t.diverged is not null)",
+    )
+}
+
+/// Whether the emission `e` has a key, and its reactor has not handled everything up to a position.
+pub(super) fn is_behind(trackers: &str, position: Position) -> String {
+    held_by(trackers, &format!("e.key is not null and t.position < {position}"))
+}
+
+fn held_by(trackers: &str, condition: &str) -> String {
     format!(
         "exists (select from {trackers} as t
-           where t.name = e.reactor and t.partition = e.partition
-             and (t.paused_at is not null or e.key is not null and t.position < t.repeated_until))"
+           where t.name = e.reactor and t.partition = e.partition and ({condition}))"
     )
 }
 

@@ -3,7 +3,9 @@
 //! Each worker that runs reactors has one relay, on a connection of its own. The relay locks the rows that it moves, and the
 //! uuid of an event is fixed, so each event is emitted once, however many daemons there are. An emission that the event store
 //! refuses is put off by itself. A reactor that is retrying does not hold back what it has decided to emit; one that an
-//! operator has paused does, and one that repeats its effects after a reset.
+//! operator has paused does; and of those with a key one that repeats its effects after a reset, one that has stopped, and one that has
+//! not handled yet what was in the store when the relay began: after an outage, or a restore of the trackers alone, the event that
+//! cancels an emission may be among that.
 
 mod moving;
 mod refusal;
@@ -17,7 +19,8 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use self::moving::{DueEmission, Tally};
-use super::pending::is_held;
+use super::pending::{is_behind, is_held};
+use crate::event::Position;
 use crate::postgres::connector::Connector;
 use crate::postgres::deadline::in_time;
 use crate::postgres::literal::simple;
@@ -103,8 +106,9 @@ impl Relay {
     async fn serve(&self, outages: &mut Retry<()>) -> Result<(), sqlx::Error> {
         let mut connection =
             in_time(BATCH_TIME, self.database.named("espd: relay").connect()).await?.connection;
+        let behind = in_time(BATCH_TIME, self.find_head(&mut connection)).await?;
         loop {
-            let looked = in_time(BATCH_TIME, Box::pin(self.move_due(&mut connection))).await?;
+            let looked = in_time(BATCH_TIME, Box::pin(self.move_due(&mut connection, behind))).await?;
             if outages.attempts() > 0 {
                 info!(reactors = self.reactors.join(", "), "emissions are moved again");
                 outages.succeeded();
@@ -116,16 +120,16 @@ impl Relay {
     }
 
     /// Moves some of the emissions that are due, in order for each reactor.
-    async fn move_due(&self, connection: &mut PgConnection) -> Result<Looked, sqlx::Error> {
+    async fn move_due(&self, connection: &mut PgConnection, behind: Position) -> Result<Looked, sqlx::Error> {
         let mark = self.mark.as_ref().and_then(|mark| *mark.borrow());
         let mut transaction = connection.begin_with(server_mark::begin(mark)).await?;
         if !self.take_turn(&mut transaction).await? {
             transaction.rollback().await?;
             return Ok(Looked::Idle(OTHERS_TURN));
         }
-        let due = self.lock_due(&mut transaction).await?;
+        let due = self.lock_due(&mut transaction, behind).await?;
         if due.is_empty() {
-            let idle = self.time_until_due(&mut transaction).await?;
+            let idle = self.time_until_due(&mut transaction, behind).await?;
             transaction.rollback().await?;
             return Ok(Looked::Idle(idle));
         }
@@ -177,7 +181,22 @@ impl Relay {
         simple(statement).fetch_one(connection).await?.try_get("ours")
     }
 
-    async fn lock_due(&self, connection: &mut PgConnection) -> Result<Vec<DueEmission>, sqlx::Error> {
+    /// The last id of the store.
+    async fn find_head(&self, connection: &mut PgConnection) -> Result<Position, sqlx::Error> {
+        let statement = format!("-- find_head\nselect {}", self.events.layout().order.head_expression());
+        match &self.events {
+            Events::SameDatabase(_) => simple(statement).fetch_one(connection).await?.try_get(0),
+            Events::Elsewhere(store) => {
+                simple(statement).fetch_one(&mut *store.pool().acquire().await?).await?.try_get(0)
+            }
+        }
+    }
+
+    async fn lock_due(
+        &self,
+        connection: &mut PgConnection,
+        behind: Position,
+    ) -> Result<Vec<DueEmission>, sqlx::Error> {
         let statement = format!(
             "-- lock_due_emissions
              select id, reactor, uuid, aggregate_id, type as event_type, body::text, metadata::text, correlation_id,
@@ -185,19 +204,23 @@ impl Relay {
              from {}.emissions as e where {} and coalesce(next_try_at, due_at) <= clock_timestamp()
              order by coalesce(next_try_at, due_at), id limit {BATCH_SIZE} for update of e skip locked",
             quote_identifier(&self.schema),
-            self.is_ours()
+            self.is_ours(behind)
         );
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
     }
 
-    async fn time_until_due(&self, connection: &mut PgConnection) -> Result<Duration, sqlx::Error> {
+    async fn time_until_due(
+        &self,
+        connection: &mut PgConnection,
+        behind: Position,
+    ) -> Result<Duration, sqlx::Error> {
         let statement = format!(
             "-- find_next_emission
              select extract(epoch from least(min(coalesce(next_try_at, due_at)), clock_timestamp() + interval '1 day')
                       - clock_timestamp())::float8 as seconds
              from {}.emissions as e where {}",
             quote_identifier(&self.schema),
-            self.is_ours()
+            self.is_ours(behind)
         );
         let row = simple(statement).fetch_one(connection).await?;
         let seconds: Option<f64> = row.try_get("seconds")?;
@@ -211,9 +234,16 @@ impl Relay {
         Trackers::named(&self.schema, self.events.layout().names())
     }
 
-    /// Whether an emission `e` is one that this relay moves: of one of its reactors, and not held.
-    fn is_ours(&self) -> String {
+    /// Whether an emission `e` is one that this relay moves: of one of its reactors, and not held. Those with a key wait until their
+    /// reactor is no longer `behind` this position.
+    fn is_ours(&self, behind: Position) -> String {
         let names: Vec<String> = self.reactors.iter().map(|name| quote_literal(name)).collect();
-        format!("e.reactor in ({}) and not {}", names.join(", "), is_held(self.trackers().table()))
+        let trackers = self.trackers();
+        format!(
+            "e.reactor in ({}) and not {} and not {}",
+            names.join(", "),
+            is_held(trackers.table()),
+            is_behind(trackers.table(), behind)
+        )
     }
 }

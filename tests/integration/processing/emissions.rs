@@ -312,6 +312,77 @@ async fn what_is_cancelled_later_on_is_held_while_effects_are_repeated() {
     daemon.stop().await;
 }
 
+/// A reactor that answers event `n` of type A later, unless event `n` of type B has come.
+fn cancelling() -> String {
+    format!(
+        "{}[[reactor.on]]\nevents = ['B']\nsql = \"perform pg_advisory_xact_lock_shared(772); perform espd.cancel(event.body->>'n')\"\n",
+        reactor("answering", "A", &after("1 hour"))
+    )
+}
+
+/// The daemon was away, or the trackers were restored, when the cancelling event came.
+#[tokio::test]
+async fn what_an_event_cancels_that_is_in_the_store_at_the_start_is_not_emitted() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare("answering", &cancelling());
+    installation.declare("other", &reactor("other", "C", &after("0 s").replace(", event.body->>'n')", ")")));
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 2).await;
+    reaches(&db.pool, "answering", last).await;
+    daemon.stop().await;
+    append_typed(&db.pool, "B", 1).await;
+    execute(&db.pool, "update espd.emissions set due_at = now() - interval '1 minute'").await;
+    let mut gate = Gate::close(&db.pool, 772).await;
+    let daemon = installation.start_daemon();
+    gate.visitor().await;
+    // The relay moves what is of others, and what has no key.
+    append_typed(&db.pool, "C", 1).await;
+    eventually("the other's", async || (!answered(&db.pool).await.is_empty()).then_some(())).await;
+    assert_eq!(answered(&db.pool).await.len(), 1);
+    gate.open().await;
+    // What nobody cancels comes once the reactor has caught up.
+    eventually("the second", async || (answered(&db.pool).await.len() == 2).then_some(())).await;
+    let second = "select count(*) from espd.events where type = 'Answered' and body->>'to' = '2'";
+    assert_eq!(numbers(&db.pool, second).await, [1]);
+    daemon.stop().await;
+}
+
+/// Nothing cancels what a reactor has emitted for later while it has stopped.
+#[tokio::test]
+async fn a_reactor_that_has_stopped_holds_what_may_still_be_cancelled() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    let declare = |sql: &str| {
+        let more = format!(
+            "[reactor.retry]\nmax_attempts = 1\non_failure = 'stop'\n[[reactor.on]]\nevents = ['B']\nsql = \"{sql}\"\n"
+        );
+        installation.declare("answering", &(reactor("answering", "A", &after("1 hour")) + &more));
+    };
+    declare("raise 'no'");
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "answering", last).await;
+    append_typed(&db.pool, "B", 1).await;
+    eventually("it stops", async || {
+        (installation.status("answering").await["state"] == "failed").then_some(())
+    })
+    .await;
+    execute(&db.pool, "update espd.emissions set due_at = now() - interval '1 minute'").await;
+    let held = installation.espctl(&["emissions", "list", "answering", "--json"]).await.json();
+    assert_eq!(held[0]["state"], "held", "{held}");
+    declare("perform espd.cancel(event.body->>'n')");
+    installation.espctl(&["reload"]).await.printed();
+    installation.espctl(&["retry", "answering"]).await;
+    reaches(&db.pool, "answering", last + 1).await;
+    eventually("it is cancelled", async || {
+        (numbers(&db.pool, "select count(*) from espd.emissions").await == [0]).then_some(())
+    })
+    .await;
+    assert!(answered(&db.pool).await.is_empty());
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn emissions_are_listed_and_cancelled_also_of_reactors_that_are_not_declared() {
     let db = support::database().await;
