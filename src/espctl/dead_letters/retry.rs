@@ -60,11 +60,23 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
         return output::print(&format!("no dead letters of {name} to retry: nothing was done"));
     }
     let row = await_owner(operator, row, arguments.wait).await?;
-    if let Some(obstacle) = obstacle(&row) {
+    if let Some(obstacle) = find_obstacle(operator, &row).await? {
         let dead_letters = count_dead_letters(requested.events.len() as i64);
         return output::print(&format!("requested a retry of {dead_letters} of {name}: {obstacle}"));
     }
     wait(operator, &name, &requested, arguments.wait).await
+}
+
+/// Why the processor does not handle the events now, also where no daemon has noticed that its store is another one.
+async fn find_obstacle(operator: &Operator<'_>, row: &TrackerRow) -> anyhow::Result<Option<String>> {
+    let name = &row.name;
+    if operator.find_divergence(row).await?.is_some() {
+        return Ok(Some(format!(
+            "the processor has met another event store than the one that it has followed; `espctl status {name}` says what has to \
+             happen first"
+        )));
+    }
+    Ok(obstacle(row))
 }
 
 /// Asks for confirmation if more than one event is handled again.

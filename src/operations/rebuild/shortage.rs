@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::{OperatorError, Rebuilding};
+use super::{Beside, OperatorError, Rebuilding};
 use crate::operations::status::format::format_size;
 use crate::postgres::sqlstate::{DISK_FULL, OUT_OF_MEMORY, describe};
 use crate::processing::rebuild::write_rest;
@@ -44,12 +44,35 @@ impl Rebuilding<'_> {
         loop {
             let handled = self.replay.handled;
             let Err(error) = self.catch_up_once().await else { return Ok(()) };
-            let Some(because) = find_shortage(&error) else { return Err(error) };
+            let Some(because) = find_shortage(&error) else { return Err(self.explain(error).await) };
             if self.replay.handled > handled {
                 pause = PAUSES.0;
             }
             self.rest(&because, pause).await;
             pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Says what has become of tables that are gone: an exchange that another run has begun may have been committed after that run was
+    /// killed.
+    async fn explain(&self, error: OperatorError) -> OperatorError {
+        const GONE: [&str; 2] = ["42P01", "3F000"];
+        let OperatorError::Database(cause) = &error else { return error };
+        let code = cause.as_database_error().and_then(|answer| answer.code());
+        if self.beside != Beside::Next || !code.is_some_and(|code| GONE.contains(&code.as_ref())) {
+            return error;
+        }
+        let (name, version) = (&self.live.name, self.declaration.version);
+        match self.operator.find(name).await {
+            Ok(row) if row.key() != self.live => OperatorError::Rebuild(format!(
+                "version {} of {name} has gone live meanwhile, by somebody who has built it as well, or was killed in the last step: \
+                 `espctl status {name}` says what serves",
+                row.version
+            )),
+            _ => OperatorError::Rebuild(format!(
+                "version {version} of {name} is not whole: {}. `espctl rebuild abort {name}` gives it up, then build it again",
+                describe(cause)
+            )),
         }
     }
 

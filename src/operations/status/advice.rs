@@ -249,6 +249,10 @@ fn of_awaited_version(status: &ProcessorStatus, awaited: i32, surroundings: Surr
          Version {awaited} {far}."
     );
     let remedy = match surroundings.left_out {
+        // Someone has gone back to it, or taken the change back, and no daemon knows.
+        _ if surroundings.declared_version == Some(*version) => format!(
+            "The configuration declares version {version} again: `espctl reload` has the daemon go on with it."
+        ),
         Some(left_out) => format!(
             "Declare version {version} again, as it was, and it goes on. {}.",
             left_out.describe(name, awaited).replacen('v', "V", 1)
