@@ -9,6 +9,7 @@ mod json_schema;
 mod secrets;
 mod tables;
 mod todo_projectors;
+mod unreadable;
 mod values;
 mod webhook;
 

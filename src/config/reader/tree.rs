@@ -76,6 +76,12 @@ impl<'c> Section<'c> {
         self.value(name).and_then(|value| value.sections()).unwrap_or_default()
     }
 
+    /// Whether a key that is not known seems to be meant as this one.
+    pub(crate) fn has_misspelt(&self, name: &str) -> bool {
+        let mut keys = self.table.iter().map(|(key, _)| key.get_ref().as_ref());
+        keys.any(|key| self.keys.find(key).is_none() && nearest(key, self.keys.names()) == Some(name))
+    }
+
     /// Reports a mistake in the section as a whole.
     pub(crate) fn report(&self, message: impl AsRef<str>, advice: impl Into<String>) {
         self.header.report(message, advice);

@@ -29,9 +29,12 @@ fn refuse_endless_attempts(section: &Section<'_>, policy: &RetryPolicy) {
     let Some(on_failure) = section.value("on_failure") else { return };
     // A wrong number is reported on its own.
     let is_endless = policy.max_attempts.is_none() && section.value("max_attempts").is_none();
-    if is_endless && policy.on_failure != OnFailure::Retry {
+    if is_endless && policy.on_failure != OnFailure::Retry && !section.has_misspelt("max_attempts") {
         on_failure.location.report(
-            format!("`on_failure = {}` never happens, because attempts have no end", on_failure.as_written()),
+            format!(
+                "{} as `on_failure` never happens, because attempts have no end",
+                on_failure.as_written()
+            ),
             "add `max_attempts`: after how many attempts",
         );
     }

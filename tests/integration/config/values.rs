@@ -107,7 +107,7 @@ fn includes_have_an_order_and_no_doubles() {
         ("p/b.toml", &named("b")),
         ("p/a.toml", &named("a")),
         ("p/.hidden.toml", "not TOML"),
-        ("p/deeper.toml/x", "not TOML"),
+        ("p/deeper/x", "not TOML"),
         ("p/readme.md", "not TOML"),
     ]);
     let config = folder.load().unwrap();
