@@ -145,9 +145,9 @@ impl<A: Aggregate> Folded<A> {
         Ok(())
     }
 
-    /// Whether all of these come after what is folded. An event of another tag may have committed late.
+    /// Whether all of these come after what is folded, and nothing that is folded has gone. An event of another tag may have committed late.
     fn precedes(&self, tail: &TaggedEvents) -> bool {
-        tail.events.first().is_none_or(|first| first.id > self.last)
+        !tail.token.is_behind(&self.token) && tail.events.first().is_none_or(|first| first.id > self.last)
     }
 }
 

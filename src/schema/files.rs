@@ -49,6 +49,7 @@ pub(super) const EVENT_STORE: MigrationSet = MigrationSet {
             include_str!("../../migrations/event_store/0017_append_prepares_less.sql"),
         ),
         (18, "stricter appends", include_str!("../../migrations/event_store/0018_stricter_appends.sql")),
+        (19, "no empty answers", include_str!("../../migrations/event_store/0019_no_empty_answers.sql")),
     ],
 };
 

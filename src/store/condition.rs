@@ -135,6 +135,12 @@ impl ConsistencyToken {
         self.0.get(tag).copied().unwrap_or(0)
     }
 
+    /// Whether an earlier read has seen events of a tag that are not in the state of this one: the store was restored to an earlier state, or
+    /// has lost its end in a failover. What was read then has to be read anew.
+    pub fn is_behind(&self, earlier: &Self) -> bool {
+        self.0.iter().any(|(tag, number)| *number < earlier.number(tag))
+    }
+
     /// Why no store can have returned it.
     pub(super) fn find_fault(&self) -> Option<String> {
         let is_none = self.0.values().any(|number| *number < 0);
@@ -225,6 +231,16 @@ mod tests {
         assert_eq!(serde_json::from_str::<AppendCondition>(&text).unwrap(), condition);
         let open = serde_json::to_string(&TagQuery::tag("a").without_any()).unwrap();
         assert_eq!(open, r#"{"items":[{"tags":["a"]}]}"#);
+    }
+
+    #[test]
+    fn a_token_is_behind_one_that_knows_more_of_a_tag_that_both_know() {
+        let token = |numbers: &[(&str, i64)]| {
+            ConsistencyToken(numbers.iter().map(|(tag, number)| ((*tag).into(), *number)).collect())
+        };
+        let now = token(&[("a", 3), ("b", 0)]);
+        assert!(now.is_behind(&token(&[("a", 4), ("b", 0)])) && now.is_behind(&token(&[("b", 1)])));
+        assert!(!now.is_behind(&token(&[("a", 3), ("c", 9)])) && !now.is_behind(&now));
     }
 
     #[test]

@@ -220,7 +220,8 @@ pub trait EventStore: Send + Sync {
     }
 
     /// Reads the events that match a query, and the token that says in which state: for [`Self::append_if`]. `since`: a token of an
-    /// earlier read; only what came after that is read, and the new token stands for both. All of the events are held in memory.
+    /// earlier read; only what came after that is read, and the new token stands for both, unless it [is behind](ConsistencyToken::is_behind) `since`.
+    /// All of the events are held in memory.
     ///
     /// # Errors
     /// The query names no tag, or the store cannot be read. By default a store keeps no tags and refuses.

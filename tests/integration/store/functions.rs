@@ -60,7 +60,8 @@ async fn append_events_refuses_arrays_that_describe_no_events() {
         ("array[a], array[null::text], array[j]", json!({"event": 1})),
         ("array[a, a, a], array['X', 'Y', ''], array[j, j, j]", json!({"event": 3})),
         ("array[a, a], array['X', 'Y'], array[null, j]", json!({"event": 1})),
-        ("array[a], array['X'], array[j], array[-1::bigint]", json!({"event": null})),
+        ("array[a], array['X'], array[j], array[-1::bigint]", json!({"event": 1})),
+        ("array[a, a], array['X', 'Y'], array[j, j], array[null, -1::bigint]", json!({"event": 2})),
     ] {
         let sql = format!(
             "select r.* from (values ('{A}'::uuid, '1'::jsonb)) as v (a, j), espd.append_events({arguments}) as r"

@@ -231,3 +231,19 @@ async fn daemons_append_what_is_due_once_and_tell_processors() {
     one.stop().await;
     two.stop().await;
 }
+
+#[tokio::test]
+async fn nothing_under_a_key_does_not_cancel_what_is_there() {
+    let (pool, store) = store().await;
+    store.append_at(HOUR, Some("k"), &[happened(Uuid::new_v4())]).await.unwrap();
+    let nothing = "select from espd.append_at(now(), '[]', key => 'k')";
+    let error = sqlx::query(nothing).execute(&pool).await.unwrap_err();
+    let hint = error.as_database_error().unwrap().downcast_ref::<sqlx::postgres::PgDatabaseError>().hint();
+    assert_eq!(
+        (super::refusal(&error).0.as_str(), hint),
+        ("ES003", Some("to cancel it, call cancel_scheduled (the key)"))
+    );
+    assert!(store.append_at(HOUR, Some("k"), &[]).await.is_err());
+    assert_eq!(pending(&pool).await.len(), 1);
+    sqlx::query("select from espd.append_at(now(), '[]')").execute(&pool).await.unwrap();
+}

@@ -373,3 +373,41 @@ async fn tags_learn_of_their_types_when_a_store_is_migrated() {
     sqlx::raw_sql(AssertSqlSafe(migration.replace(":\"schema\"", "espd"))).execute(&pool).await.unwrap();
     assert_eq!(differing_heads(&pool).await, []);
 }
+
+#[tokio::test]
+async fn a_token_of_the_future_reads_nothing_that_a_decision_could_be_made_from() {
+    let (pool, store) = store().await;
+    store.append(&[enrolled(&["x", "y"])]).await.unwrap();
+    let read = "select events, token from espd.read_tagged('[{\"tags\": [\"x\"]}]', $1)";
+    for token in [json!({"x": 1, "gone": 7}), json!({}), json!(null)] {
+        sqlx::query(read).bind(token).execute(&pool).await.unwrap();
+    }
+    let error = sqlx::query(read).bind(json!({"x": 2})).execute(&pool).await.unwrap_err();
+    let (message, (state, _, detail)) = (error.to_string(), refusal(&error));
+    assert_eq!(
+        (state.as_str(), &detail["tag"], &detail["n"], &detail["id"]),
+        ("ES008", &json!("x"), &json!(2), &json!(null))
+    );
+    assert!(message.contains("which this store does not have: read again"), "{message}");
+}
+
+#[tokio::test]
+async fn an_empty_list_of_tags_is_not_left_out() {
+    let (pool, _) = store().await;
+    let id = Uuid::new_v4();
+    let event = |uuid: Uuid, tags: Value| json!({"aggregate_id": id, "uuid": uuid, "type": "A", "body": {}, "tags": tags});
+    let (tagged, bare) = (Uuid::new_v4(), Uuid::new_v4());
+    let first =
+        call(&pool, json!([event(tagged, json!(["x"])), event(bare, json!([]))]), None).await.unwrap();
+    for same in [json!(["x"]), json!(null)] {
+        let again = call(&pool, json!([event(tagged, same), event(bare, json!([]))]), None).await.unwrap();
+        assert_eq!(again, first);
+    }
+    let error =
+        call(&pool, json!([event(tagged, json!([])), event(bare, json!(null))]), None).await.unwrap_err();
+    let (state, _, detail) = refusal(&error);
+    assert_eq!((state.as_str(), detail), ("ES002", json!({"uuid": tagged})));
+    let single = "select id from espd.append($1)";
+    let error = sqlx::query(single).bind(event(tagged, json!([]))).execute(&pool).await.unwrap_err();
+    assert_eq!(refusal(&error).0, "ES002");
+}
