@@ -191,6 +191,11 @@ impl Emitter {
         let in_transaction = self.in_transaction;
         self.check_type(source, event_type)?;
         if let Some(key) = key {
+            if key.is_empty() {
+                return Err(format!(
+                    "{event_type} is emitted under an empty key: each would take the place of the one before"
+                ));
+            }
             check_key(key)?;
         }
         let is_later = *due != Due::AtOnce;
