@@ -9,6 +9,8 @@ security definer
 set row_security = off
 set jit = off
 set enable_seqscan = off
+-- An event fails or not whatever the session has appended before: see `project_batch.sql`.
+set plan_cache_mode = force_generic_plan
 as $espd_body$
 #variable_conflict use_column
 declare

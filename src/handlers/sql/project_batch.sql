@@ -19,6 +19,9 @@ set row_security = off
 set jit = off
 -- A plan made while a projection was small must not scan it once it is large.
 set enable_seqscan = off
+-- A plan for the values of one event raises what PostgreSQL can compute while it plans, also of rows that no event reaches. The
+-- first few calls of a session would have such plans and later ones would not, so that an event failed or not as it happened.
+set plan_cache_mode = force_generic_plan
 as $espd_body$
 #variable_conflict use_column
 declare

@@ -366,6 +366,17 @@ async fn a_check_finds_each_mistake_with_its_place_and_leaves_nothing() {
         ("perform 1;\n event.id := 7", "0.toml:11:2: event cannot be changed"),
         ("select null into event", "0.toml:10:18: event cannot be changed"),
         ("perform 1;\n$1 := 7", "0.toml:11:1: a handler has no parameters"),
+        ("perform 1;\ncommit;", "0.toml:11:1: commit is not for handlers"),
+        ("if event.id = 7 then\nrollback and chain; end if", "0.toml:11:1: rollback is not for handlers"),
+        ("execute 'commit'", "0.toml:10:9: 'commit' is not for handlers"),
+        (
+            "delete from seen;\ninsert into seen (n) values (1) on conflict (n) do nothing",
+            "0.toml:11:1: there is no unique or exclusion constraint",
+        ),
+        (
+            "if event.id = 7 then\ninsert into seen (n) values (event.id) on conflict (n) do nothing; end if",
+            "0.toml:11:1: there is no unique or exclusion constraint",
+        ),
     ];
     let mut connection = db.pool.acquire().await.unwrap();
     for (sql, place) in mistakes {
@@ -391,6 +402,9 @@ async fn a_check_accepts_what_runs() {
         "perform '$espd_body$', '$espd0$', $espd1$ $1 $espd1$",
         "insert into seen (n) select n from seen where event_id = event.id on conflict (place) do nothing",
         "insert into seen (n) values ((event.body->'missing'->>'deep')::date - current_date)",
+        "declare x bigint; begin insert into seen (n) values (x) on conflict (place) do nothing returning n into x; end",
+        "perform 'commit'; perform commit from (select 1 as commit) as t; delete from seen where n = 10 / event.version",
+        "with gone as (delete from seen returning n) insert into seen (n) select n from gone; perform event",
     ];
     let mut connection = db.pool.acquire().await.unwrap();
     for sql in fine {
@@ -449,5 +463,30 @@ async fn a_failure_has_its_place_whatever_the_name_and_the_version() {
         sqlx::query("update espd.events set body = '{\"n\": 0}'").execute(&db.pool).await.unwrap();
         let (_, _, failure) = failure(running.process(ids[0]).await.unwrap());
         assert_eq!(failure.place.as_deref(), Some("0.toml:10"), "{version}");
+    }
+}
+
+/// In its first executions in a session a statement is planned for the values at hand, and the planner computes what it can.
+#[tokio::test]
+async fn an_event_is_handled_or_not_however_many_the_session_has_handled_before() {
+    let db = support::database().await;
+    let tables = [("coded", "id bigint primary key, code varchar(3)")];
+    let handlers: [(&[&str], &str); 2] = [
+        (&["A"], "update coded set code = repeat('x', (event.body->>'n')::int) where id = -event.id"),
+        (
+            &["B"],
+            "insert into coded values (event.id) on conflict (id) do update set code = 7 / ((event.body->>'n')::int - 2)",
+        ),
+    ];
+    let ids = insert(&db.pool, &["A", "A", "A", "A", "A", "A", "A", "B", "B"]).await;
+    let long = "update espd.events set body = '{\"n\": 7}' where type = 'A'; update espd.events set body = '{\"n\": 2}' where type = 'B'";
+    sqlx::raw_sql(long).execute(&db.pool).await.unwrap();
+    let mut running = Running::start(&db.pool, declare("p", &tables, &handlers)).await.unwrap();
+    // A default of the database, say, by which a plan is made for each event.
+    let default = "set plan_cache_mode = force_custom_plan";
+    sqlx::raw_sql(default).execute(&mut running.connection).await.unwrap();
+    running.limits.size = 1;
+    for id in ids {
+        assert_eq!(running.process(id).await.unwrap(), moved(id, 1), "no row has the value");
     }
 }

@@ -391,3 +391,26 @@ async fn a_crash_of_the_server_loses_an_event_with_its_row_or_neither() {
     daemon.stop().await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn an_append_is_refused_or_not_whatever_the_session_has_appended_before() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    let seen = "[projector]\nname = 'seen'\nsynchronous = 'aggregate_order'\n\
+         [projector.tables]\nseen = 'id uuid primary key, code varchar(3)'\n\
+         [[projector.on]]\nevents = ['A']\n\
+         sql = \"update seen set code = event.body->>'code' where id = event.aggregate_id\"\n";
+    installation.declare("seen", seen);
+    let daemon = installation.start_daemon();
+    is_synchronous(&installation, "aggregate_order").await;
+    let mut session = db.pool.acquire().await.unwrap();
+    for place in 0..8 {
+        let code = if place % 7 == 0 { "too long" } else { "abc" };
+        let append = format!(
+            "select from espd.append('{{\"aggregate_id\": \"{}\", \"type\": \"A\", \"body\": {{\"code\": \"{code}\"}}}}')",
+            Uuid::new_v4()
+        );
+        sqlx::raw_sql(AssertSqlSafe(append)).execute(&mut *session).await.expect("no row has the value");
+    }
+    daemon.stop().await;
+}
