@@ -1,11 +1,15 @@
 //! `espctl check`: prints the mistakes in configuration, databases and handlers, as text or as data.
 
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
 use clap::Args;
+use tokio::time::timeout;
 
 use crate::config::{Config, InvalidConfig};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::espctl::output;
-use crate::operations::check::check;
+use crate::operations::check::{CheckReport, check};
 use crate::process::exit_code::Exit;
 
 #[derive(Args)]
@@ -21,10 +25,13 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+/// After which time somebody at a terminal is told that there is much to check.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 pub(crate) async fn run(arguments: Arguments, config: Result<Config, InvalidConfig>) -> anyhow::Result<()> {
     if !arguments.json {
         let config = config.map_err(Exit::configuration)?;
-        let report = check(&config).await?;
+        let report = check_patiently(&config).await?;
         for warning in report.warnings() {
             output::print_note(&warning.render())?;
         }
@@ -34,6 +41,22 @@ pub(crate) async fn run(arguments: Arguments, config: Result<Config, InvalidConf
         Err(invalid) => print_json(invalid.diagnostics()),
         Ok(config) => print_json(&check(&config).await?.diagnostics),
     }
+}
+
+/// Checks, and says after a while how much there is to check.
+async fn check_patiently(config: &Config) -> anyhow::Result<CheckReport> {
+    let mut checking = std::pin::pin!(check(config));
+    if let Ok(report) = timeout(PATIENCE, &mut checking).await {
+        return report;
+    }
+    if std::io::stderr().is_terminal() {
+        let handlers: usize = config.processors.iter().map(|processor| processor.handlers().len()).sum();
+        let processors = config.processors.len();
+        output::print_note(&format!(
+            "{handlers} handlers of {processors} processors are tried on the database, one after the other"
+        ))?;
+    }
+    checking.await
 }
 
 fn print_json(diagnostics: &[Diagnostic]) -> anyhow::Result<()> {

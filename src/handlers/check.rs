@@ -36,11 +36,18 @@ pub(crate) async fn check_some(
     let mut found = Vec::new();
     for declaration in declarations.iter().filter(|declaration| is_checked(declaration)) {
         found.extend(sql::find_foreign_tables(declaration, declarations));
+        let foreign = sql::find_foreign_tables_in_ddl(declaration, declarations);
+        // What is known to change a table of somebody else is not tried: others wait for that table.
+        let is_tried = foreign.is_empty();
+        found.extend(foreign);
         found.extend(warn_of_unknown_reads(connection, declaration, declarations, &scope).await?);
         found.extend(warn_of_late_start(declaration));
+        if !is_tried {
+            continue;
+        }
         let mut scratch = Scratch::open(connection, &scope).await?;
         scratch.create_read_tables(declaration, declarations).await?;
-        found.extend(check_one(&mut scratch, declaration).await?);
+        found.extend(check_one(&mut scratch, declaration, declarations).await?);
         scratch.close().await?;
     }
     Ok(found)
@@ -71,10 +78,31 @@ async fn warn_of_unknown_reads(
         let exists: bool = query.fetch_one(&mut *connection).await?;
         if !exists {
             let message = format!("there is no table {}, and no processor declares it", read.text);
-            found.push(Diagnostic::in_source(read, 0, message).into_warning());
+            let warning = Diagnostic::in_source(read, 0, message).into_warning();
+            found.push(match advise_tables(&read.text, declaration, all) {
+                Some(advice) => warning.with_advice(advice),
+                None => warning,
+            });
         }
     }
     Ok(found)
+}
+
+/// What to write in `reads` instead of the name of a processor; `None`: it is none.
+fn advise_tables(
+    name: &str,
+    declaration: &ProcessorDeclaration,
+    all: &[ProcessorDeclaration],
+) -> Option<String> {
+    let named = all.iter().find(|other| other.name == name)?;
+    if named.name == declaration.name {
+        return Some("this is the processor itself, which reads its own tables anyway: remove it".to_owned());
+    }
+    let kind = named.kind().as_str();
+    Some(match named.table_names().as_slice() {
+        [] => format!("{name} is a {kind}, and declares no table"),
+        tables => format!("{name} is a {kind}: name the tables that are read, of {}", tables.join(", ")),
+    })
 }
 
 /// A warning where the tables of a projector will not hold what was in the store before.
@@ -97,8 +125,9 @@ fn warn_of_late_start(declaration: &ProcessorDeclaration) -> Option<Diagnostic> 
 async fn check_one(
     scratch: &mut Scratch<'_>,
     declaration: &ProcessorDeclaration,
+    all: &[ProcessorDeclaration],
 ) -> Result<Vec<Diagnostic>, sqlx::Error> {
-    let found = scratch.check_tables(declaration).await?;
+    let found = scratch.check_tables(declaration, all).await?;
     if !found.is_empty() {
         return Ok(found);
     }

@@ -3,6 +3,7 @@
 pub(crate) mod batch;
 mod check;
 pub mod native;
+mod others_tables;
 pub(crate) mod program;
 mod scratch;
 pub(crate) mod sql;

@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::diagnostic::Diagnostic;
+use crate::handlers::others_tables::OthersTables;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
@@ -21,6 +22,8 @@ pub(crate) struct Scratch<'c> {
     pub(crate) schema: String,
     /// What SQL means in the scratch schema.
     pub(crate) scope: SqlScope,
+    /// How many functions were named.
+    functions: u32,
 }
 
 /// The quoted name of the type and table with the columns of an event. No declared table has such a name.
@@ -71,7 +74,7 @@ impl<'c> Scratch<'c> {
             meaning = scope.set_local()
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
-        Ok(Self { transaction, schema, scope })
+        Ok(Self { transaction, schema, scope, functions: 0 })
     }
 
     /// Rolls everything back.
@@ -100,10 +103,12 @@ impl<'c> Scratch<'c> {
         Ok(())
     }
 
-    /// Creates the declared tables and runs the declared DDL; returns what the database refuses.
+    /// Creates the declared tables and runs the declared DDL; returns what the database refuses, and what changes tables of `others`,
+    /// or espd's own.
     pub(crate) async fn check_tables(
         &mut self,
         declaration: &ProcessorDeclaration,
+        others: &[ProcessorDeclaration],
     ) -> Result<Vec<Diagnostic>, sqlx::Error> {
         let mut found = Vec::new();
         for table in &declaration.tables {
@@ -114,9 +119,15 @@ impl<'c> Scratch<'c> {
         }
         // The DDL needs the tables.
         let ddl = if found.is_empty() { declaration.ddl.as_slice() } else { &[] };
+        if ddl.is_empty() {
+            return Ok(found);
+        }
+        let schemas = [self.schema.as_str(), self.scope.search_path.first().map_or("public", String::as_str)];
+        let mut of_others = OthersTables::look(&mut self.transaction, &schemas, declaration, others).await?;
         for statement in ddl {
             let refusal = self.attempt(&statement.text).await?;
             found.extend(refusal.map(|error| Diagnostic::of_refusal(statement, 0, &statement.text, &error)));
+            found.extend(of_others.find_changed(&mut self.transaction, statement).await?);
         }
         Ok(found)
     }
@@ -149,6 +160,13 @@ impl<'c> Scratch<'c> {
             }
         }
         Ok(found)
+    }
+
+    /// A name for a function in the scratch schema, with the schema. Each function has a name of its own: to replace one over and over in a
+    /// transaction takes longer each time.
+    pub(crate) fn name_function(&mut self) -> String {
+        self.functions += 1;
+        format!("{}.espd_tried_{}", self.schema, self.functions)
     }
 
     /// Runs a statement behind a savepoint, and returns the error with which the database refuses it.

@@ -23,7 +23,9 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow as _, PgConnection, Row as _};
 
 use crate::processing::processor::Events;
-pub(crate) use check::{check, check_upcasts, find_foreign_tables, hidden_types};
+pub(crate) use check::{
+    check, check_upcasts, find_foreign_tables, find_foreign_tables_in_ddl, find_own_tables, hidden_types,
+};
 pub(crate) use fold::{TableShape, find_aggregate_columns};
 pub(crate) use share::share_function_names;
 pub(crate) use synchronous::refuse_synchronous;
@@ -264,6 +266,7 @@ fn source_in(layout: &Layout) -> EventSource<'_> {
     EventSource::Table {
         source: layout.source(),
         table: layout.events_table(),
+        trackers: &layout.names().tracker_table,
         json_bodies: (layout.bodies == Bodies::Json).then_some(layout.events_table()),
         upcasts: layout.upcasts(),
     }

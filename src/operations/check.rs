@@ -116,6 +116,8 @@ async fn check_on(
     drop(events);
     let is_elsewhere = config.direct_projections_url().is_some();
     found.extend(sql::hidden_types(&config.processors, &config.upcasts));
+    let checked = config.processors.iter().filter(|declaration| is_checked(declaration));
+    found.extend(sql::find_own_tables(checked, &databases.layout));
     found.extend(
         config
             .processors

@@ -12,6 +12,7 @@ use super::webhook::read_webhook;
 use crate::config::reader::scalars::advise_name;
 use crate::config::reader::tree::{ChosenKey, Section, Value};
 use crate::config::{keys, nearest};
+use crate::postgres::lexer::{self, Token};
 use crate::postgres::name::is_name;
 use crate::processing::alteration::own_columns;
 use crate::processing::declaration::{
@@ -161,6 +162,11 @@ fn read_tables(value: &Value<'_>) -> Vec<TableDeclaration> {
     let mut tables = Vec::new();
     for (key, value) in value.entries(advice).unwrap_or_default() {
         let table = read_table(key.name, &value);
+        if table.as_ref().and_then(TableDeclaration::find_semicolon).is_some() {
+            let message = format!("`;` ends the statement that creates {}", key.name);
+            let advice = "write one list of columns; what else is to be done belongs to `ddl`";
+            value.location.report(message, advice);
+        }
         if is_table_name(&key) {
             let advice = "a table belongs to one projector; give this one another name";
             key.location.reserve("table", key.name, advice);
@@ -233,7 +239,27 @@ fn may_alter(ddl: &SourceText) -> bool {
 fn read_ddl(value: &Value<'_>) -> Vec<SourceText> {
     let statements =
         value.items("write a list of statements: ddl = [\"create index …\"]").unwrap_or_default();
+    for statement in &statements {
+        let text = statement.sql();
+        if let Some(command) = text.as_ref().and_then(|sql| find_transaction_command(&sql.text)) {
+            let advice = "remove it: tables, ddl and position are committed together";
+            statement.location.report(format!("`{command}` is not for ddl"), advice);
+        }
+    }
     statements.iter().filter_map(Value::sql).collect()
+}
+
+/// A command that would end the transaction in which the tables are made.
+fn find_transaction_command(text: &str) -> Option<String> {
+    let tokens = lexer::tokens(text).unwrap_or_default();
+    let ends = |statement: &[Token<'_>]| {
+        let is_first = |words: &[&str]| words.iter().any(|word| statement[0].is_word(word));
+        let is_partial = statement.iter().any(|token| token.is_word("to"));
+        let is_block = statement[0].is_word("end") && tokens.iter().any(|token| token.is_word("atomic"));
+        (is_first(&["commit", "abort", "end"]) || is_first(&["rollback"]) && !is_partial) && !is_block
+            || is_first(&["prepare"]) && statement.get(1).is_some_and(|token| token.is_word("transaction"))
+    };
+    lexer::statements(&tokens).find(|statement| ends(statement)).map(|statement| statement[0].text.to_owned())
 }
 
 /// The keys that say what handles the events; a processor has one of them.

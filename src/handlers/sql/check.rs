@@ -4,16 +4,22 @@
 //!
 //! 1. The tables and the extra DDL are created, by [`Scratch`].
 //! 2. The whole function is created, which finds errors of syntax.
-//! 3. Each handler is checked alone (`handler`), which finds unknown tables, columns, functions and types.
+//! 3. Each handler is checked alone (`handler`), which finds unknown tables, columns, functions and types, and planned
+//!    (`planning`), which finds an `on conflict` without an index.
 
+mod empty_event;
 mod foreign_tables;
 mod handler;
 mod meaning;
+mod mentions;
+mod own_tables;
+mod planning;
 mod upcasts;
 
 use sqlx::AssertSqlSafe;
 
-pub(crate) use foreign_tables::find_foreign_tables;
+pub(crate) use foreign_tables::{find_foreign_tables, find_foreign_tables_in_ddl};
+pub(crate) use own_tables::find_own_tables;
 pub(crate) use upcasts::{check_upcasts, hidden_types};
 
 use crate::diagnostic::Diagnostic;
@@ -43,8 +49,13 @@ async fn check_function(
     scratch: &mut Scratch<'_>,
     declaration: &ProcessorDeclaration,
 ) -> Result<Option<Diagnostic>, sqlx::Error> {
-    let source =
-        EventSource::Table { source: EVENT_TABLE, table: EVENT_TABLE, json_bodies: None, upcasts: &[] };
+    let source = EventSource::Table {
+        source: EVENT_TABLE,
+        table: EVENT_TABLE,
+        trackers: EVENT_TABLE,
+        json_bodies: None,
+        upcasts: &[],
+    };
     let function = match ProcessorFunction::compile(declaration, &scratch.schema, &scratch.scope, source) {
         Ok(function) => function,
         Err(error) => return Ok(Some(diagnose_compile_error(declaration, error))),

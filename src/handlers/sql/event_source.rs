@@ -13,6 +13,8 @@ pub(crate) enum EventSource<'a> {
         source: &'a str,
         /// The table of the events itself.
         table: &'a str,
+        /// The name of the table of trackers, in espd's own schema; not quoted.
+        trackers: &'a str,
         /// The table itself, if its bodies are JSON that `jsonb` may refuse.
         json_bodies: Option<&'a str>,
         /// The layers that old events are read through.

@@ -22,7 +22,7 @@ use crate::handlers::sql::template::Template;
 use crate::postgres::name::{IDENTIFIER_LENGTH_MAX, fitting};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
-use crate::postgres::sqlstate::{INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
+use crate::postgres::sqlstate::{FOREIGN_WRITE, INFRASTRUCTURE_SQLSTATES, TEXT_MAX};
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
 use crate::store::upcast::{Upcast, stored_types};
 use crate::store::witness::attachments;
@@ -250,7 +250,7 @@ fn template(
         ("infrastructure", literals(INFRASTRUCTURE_SQLSTATES)),
         ("text_max", TEXT_MAX.to_string()),
     ]);
-    fill_source(&mut template, projector, source);
+    fill_source(&mut template, (projector, schema), source);
     if let Some(reactor) = &projector.reactor {
         let outbox = if matches!(source, EventSource::Arguments) { "'on'" } else { "'off'" };
         template.conditions.push("reactor");
@@ -298,9 +298,30 @@ fn inserted_template(
     }
 }
 
+/// An expression that counts the rows which the session has changed in tables that no batch changes: stored events, which trackers there
+/// are, and whose tables are whose.
+fn own_changes(events_table: &str, schema: &str, trackers: &str) -> String {
+    let own = |name: &str| format!("{}.{}", quote_identifier(schema), quote_identifier(name));
+    let counted = |verbs: &[&str], table: &str| {
+        let count =
+            |verb: &&str| format!("pg_stat_get_xact_tuples_{verb}({}::regclass)", quote_literal(table));
+        verbs.iter().map(count).collect::<Vec<_>>().join(" + ")
+    };
+    [
+        counted(&["updated", "deleted"], events_table),
+        counted(&["inserted", "deleted"], &own(trackers)),
+        counted(&["inserted", "updated", "deleted"], &own("projection_tables")),
+    ]
+    .join(" + ")
+}
+
 /// Where the events come from.
-fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaration, source: EventSource<'_>) {
-    let EventSource::Table { source, table, json_bodies, upcasts } = source else {
+fn fill_source(
+    template: &mut Template<'static>,
+    (projector, schema): (&ProcessorDeclaration, &str),
+    source: EventSource<'_>,
+) {
+    let EventSource::Table { source, table, trackers, json_bodies, upcasts } = source else {
         return template.conditions.push("passed");
     };
     template.conditions.push(match (json_bodies, upcasts) {
@@ -313,6 +334,8 @@ fn fill_source(template: &mut Template<'static>, projector: &ProcessorDeclaratio
     template.values.push(("events_table", table.to_owned()));
     template.values.push(("attachments", attachments(table)));
     template.values.push(("diverged", quote_literal(DIVERGED)));
+    template.values.push(("foreign_write", quote_literal(FOREIGN_WRITE)));
+    template.values.push(("own_changes", own_changes(table, schema, trackers)));
     if let Some(table) = json_bodies {
         let types = projector.event_types().map(|types| stored_types(upcasts, types));
         // Without upcasts the table occurs once in its source.

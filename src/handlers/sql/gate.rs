@@ -42,7 +42,7 @@ pub(super) fn may_change_event(tokens: &[Token<'_>]) -> bool {
 }
 
 /// What a statement of PL/pgSQL stands behind.
-const BEFORE_A_STATEMENT: [&str; 6] = [";", "begin", "then", "else", "loop", ">"];
+pub(super) const BEFORE_A_STATEMENT: [&str; 6] = [";", "begin", "then", "else", "loop", ">"];
 
 /// What the names of the function's own variables begin with in `project_batch.sql`.
 pub(super) const OWN: &str = "espd_";

@@ -74,6 +74,10 @@ declare
   -- How many batches are not to be folded because others could not be, and how many there were to be the last time.
   espd_folding integer[];
   --{{end}}
+  --{{if stored}}
+  -- What the session had changed of espd's own before this batch.
+  espd_changes bigint := {{own_changes}};
+  --{{end}}
   espd_deadline timestamptz := clock_timestamp() + espd_time_max;
   espd_state text;
   espd_message text;
@@ -309,6 +313,13 @@ begin
   --{{if passed}}
   -- Whoever has read the events notes their witness.
   espd_witness_id := null;
+  --{{end}}
+  --{{if stored}}
+  if espd_handled > 0 and espd_changes <> {{own_changes}} then
+    raise exception using errcode = {{foreign_write}},
+      message = 'the batch has changed stored events, trackers or projection_tables, which are espd''s own: nothing of it is committed',
+      hint = 'A handler may change tables that its processor declares. What is wrong in an event, another event puts right.';
+  end if;
   --{{end}}
   if espd_handled > 0 then
     perform {{schema}}.refuse_foreign_writes({{processor}}, espd_epoch);

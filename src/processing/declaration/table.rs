@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::SourceText;
-use crate::postgres::lexer;
+use crate::postgres::lexer::{self, Token, TokenKind};
 use crate::postgres::quote::quote_literal;
 
 /// A table that a processor owns.
@@ -69,6 +69,15 @@ impl TableDeclaration {
         [&self.columns].into_iter().chain(&self.options)
     }
 
+    /// A semicolon that would end `create table`, so that other statements could follow, with its byte offset in one of the texts.
+    pub(crate) fn find_semicolon(&self) -> Option<(&SourceText, usize)> {
+        let last = self.options.as_ref().unwrap_or(&self.columns);
+        let is_whole = is_whole(&self.columns.text);
+        // It may stand at the end of all that is declared, but not inside of the parentheses.
+        let may_close = |source: &SourceText| source == last && (is_whole || self.options.is_some());
+        self.texts().find_map(|source| Some((source, semicolon(&source.text, may_close(source))?)))
+    }
+
     /// All that shapes the table, as one text.
     pub(crate) fn identity(&self) -> String {
         let texts = [self.name.as_str()].into_iter().chain(self.texts().map(|source| source.text.as_str()));
@@ -81,6 +90,16 @@ fn is_whole(text: &str) -> bool {
     let tokens = lexer::tokens(text).unwrap_or_default();
     let opens = |index: usize| tokens.get(index).is_some_and(|token| token.text == "(");
     opens(0) || tokens.first().is_some_and(|token| token.is_word(UNLOGGED)) && opens(1)
+}
+
+/// The offset of a semicolon; of one at the end only where it may not stand there.
+fn semicolon(text: &str, may_close: bool) -> Option<usize> {
+    let is_semicolon = |token: &Token<'_>| token.kind == TokenKind::Semicolon;
+    let mut tokens = lexer::tokens(text).unwrap_or_default();
+    while may_close && tokens.last().is_some_and(is_semicolon) {
+        tokens.pop();
+    }
+    tokens.iter().find(|token| is_semicolon(token)).map(|token| token.start)
 }
 
 /// The text with the word `unlogged` at its beginning blanked out, if it may stand there, and whether it did. Every
@@ -128,6 +147,33 @@ mod tests {
             created("(id int)", Some("with (fillfactor = 70)")),
             "create table t (id int) with (fillfactor = 70)"
         );
+    }
+
+    #[test]
+    fn a_semicolon_before_the_end_is_found() {
+        let end = |columns: &str, options: Option<&str>| {
+            let table = TableDeclaration::new("t", SourceText::unplaced(columns));
+            let table = TableDeclaration { options: options.map(SourceText::unplaced), ..table };
+            table.find_semicolon().map(|(source, offset)| source.text[offset..].to_owned())
+        };
+        let sound = [
+            ("id int, check (id > 0), n text default ';)' -- );\n", None),
+            ("(id int) with (fillfactor = 70);\n", None),
+            ("(id int)", Some("with (fillfactor = 70) ;")),
+            ("unlogged (id int)", None),
+            ("n int) inherits (others", None),
+        ];
+        for (columns, options) in sound {
+            assert_eq!(end(columns, options), None, "{columns}");
+        }
+        assert_eq!(
+            end("id int); delete from a; create table b (id int", None).unwrap(),
+            "); delete from a; create table b (id int"
+        );
+        assert_eq!(end("(id int); delete from a", None).unwrap(), "; delete from a");
+        assert_eq!(end("(id int);", Some("with (fillfactor = 70)")).unwrap(), ";");
+        assert_eq!(end("id int;", None).unwrap(), ";");
+        assert_eq!(end("id int", Some("with (fillfactor = 70); drop table a")).unwrap(), "; drop table a");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod dependents;
 mod foreign;
 mod missing;
 mod recorded;
+mod touched;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -86,6 +87,7 @@ impl<'a> Tables<'a> {
     /// Makes the tables, runs the extra DDL and records both in the caller's transaction.
     pub(crate) async fn create(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
         self.enter_scope(connection).await?;
+        let before = self.list_touched(connection).await?;
         for table in &self.declaration.tables {
             self.refuse_foreign(connection, &table.name).await?;
             let CreateTable { statement, places } = table.create(&self.qualified(&table.name));
@@ -93,7 +95,6 @@ impl<'a> Tables<'a> {
             if let Some(comment) = table.comment_on(&self.qualified(&table.name)) {
                 sqlx::raw_sql(AssertSqlSafe(comment)).execute(&mut *connection).await?;
             }
-            self.record(connection, &table.name).await?;
         }
         let is_unpublished = is_unlogged(&self.declaration.name);
         let refers = |ddl: &SourceText| ddl.text.to_lowercase().contains("references");
@@ -106,6 +107,10 @@ impl<'a> Tables<'a> {
         }
         if is_unpublished {
             self.make_unlogged(connection).await?;
+        }
+        self.refuse_touched(connection, &before).await?;
+        for table in &self.declaration.tables {
+            self.record(connection, &table.name).await?;
         }
         let made = dependents::list(connection, &self.schema, &self.declaration.name).await?;
         let made: Vec<String> = made.into_iter().map(|dependent| dependent.item).collect();

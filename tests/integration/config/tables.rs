@@ -88,3 +88,41 @@ fn an_aggregate_column_that_only_the_database_knows_is_no_fault_of_the_file() {
     load(&format!("{PROJECTOR}aggregate_column = 'key'\n[projector.tables.orders]\ncolumns = 'n int'\noptions = 'inherits (others)'\n"))
         .unwrap();
 }
+
+#[test]
+fn declared_sql_is_one_list_of_columns_and_ends_no_transaction() {
+    let report = |columns: &str, ddl: &str| {
+        let text = format!(
+            "[projector]\nname = 'p'\nddl = [{ddl}]\n[projector.tables]\nt = '{columns}'\n\
+             [[projector.on]]\nevents = ['A']\nsql = 'perform 1'\n"
+        );
+        load(&text).map(drop).map_err(|faults| faults.to_string())
+    };
+    for (columns, found) in [
+        ("id int); delete from a; create table b (id int", "`;` ends the statement that creates t"),
+        ("(id int); delete from a", "`;` ends the statement that creates t"),
+        ("id int;", "`;` ends the statement that creates t"),
+    ] {
+        let report = report(columns, "").unwrap_err();
+        assert!(report.contains(found) && report.contains("1 fault"), "{report}");
+    }
+    for (statement, command) in [
+        ("commit", "commit"),
+        ("create index on t (id); Rollback", "Rollback"),
+        ("end", "end"),
+        ("prepare transaction \\u0027x\\u0027", "prepare"),
+    ] {
+        let report = report("id int", &format!("\"{statement}\"")).unwrap_err();
+        assert!(report.contains(&format!("`{command}` is not for ddl")), "{report}");
+    }
+    let fine = "\"create function f() returns int language sql begin atomic select 1; end; create index on t (id);\"";
+    assert_eq!(report("(id int, n numeric(5, 2)) with (fillfactor = 70);", fine), Ok(()));
+}
+
+#[test]
+fn a_misspelt_number_of_attempts_is_one_fault() {
+    let report = load("[retry]\nmax_attemps = 3\non_failure = 'park'\n").unwrap_err().to_string();
+    assert!(report.contains("did you mean `max_attempts`?") && report.contains("1 fault"), "{report}");
+    let report = load("[retry]\non_failure = 'park'\n").unwrap_err().to_string();
+    assert!(report.contains("`park` as `on_failure` never happens"), "{report}");
+}

@@ -367,3 +367,51 @@ async fn a_handler_that_names_a_table_of_another_is_refused_by_check_and_at_the_
     let refused = espd::Program::new().start(&config).await.unwrap_err().to_string();
     assert!(refused.contains(words), "{refused}");
 }
+
+#[tokio::test]
+async fn what_only_espd_may_change_is_refused_and_what_appends_again_is_warned_of() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let declare = |sql: &str, ddl: &str| {
+        let text = format!(
+            "[projector]\nname = 'p'\nddl = [{ddl}]\n[[projector.on]]\nevents = ['A']\nsql = \"{sql}\"\n"
+        );
+        installation.declare("p", &text);
+    };
+    installation.declare_notes("notes", "");
+    let other = "[reactor]\nname = 'other'\nemits = ['B']\n[reactor.tables]\nmemory = 'id int'\n[[reactor.on]]\nevents = ['A']\nsql = 'perform 1'\n";
+    installation.declare("other", other);
+    for sql in [
+        "update espd.events set body = '1' where id = event.id - 1",
+        "delete from only espd.trackers where name = 'notes'",
+        "execute 'truncate espd.dead_letters'",
+        "insert into \\\"espd\\\".scheduled_events (id) values (1)",
+    ] {
+        declare(sql, "");
+        let refused = installation.espctl(&["check"]).await.complained(64);
+        assert!(refused.contains("processors/p.toml:6:") && refused.contains("is espd's own"), "{refused}");
+    }
+    declare("perform 1", "'drop table if exists notes, espd.dead_letters cascade'");
+    let refused = installation.espctl(&["check"]).await.complained(64);
+    assert!(
+        refused.contains("table dead_letters") || refused.contains("espd.dead_letters is espd's own"),
+        "{refused}"
+    );
+    assert!(refused.contains("table notes belongs to projector notes"), "{refused}");
+
+    declare("perform espd.append('{}')", "");
+    let file = installation.path().join("processors/p.toml");
+    let reading = std::fs::read_to_string(&file).unwrap().replace("ddl = []", "reads = ['p', 'other']");
+    std::fs::write(&file, reading).unwrap();
+    let warned = installation.espctl(&["check"]).await;
+    assert_eq!(warned.code, Some(0), "{warned:?}");
+    assert!(
+        warned.stderr.contains("espd.append appends once more whenever this event is handled again"),
+        "{warned:?}"
+    );
+    assert!(warned.stderr.contains("this is the processor itself"), "{warned:?}");
+    assert!(
+        warned.stderr.contains("other is a reactor: name the tables that are read, of memory"),
+        "{warned:?}"
+    );
+}

@@ -4,14 +4,16 @@
 //! handler with control flow, or one that emits, is run with an empty event, which finds mistakes in the branches that it
 //! takes. What it does to tables that it does not declare is rolled back as well, but their locks are held until then.
 
-use super::meaning;
+use super::empty_event::empty_event_for;
+use super::{meaning, planning};
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
 use crate::handlers::scratch::{EVENT_TABLE, Scratch};
 use crate::handlers::sql::event_source::COLUMNS;
-use crate::postgres::lexer::{self, Token};
-use crate::postgres::quote::{dollar_quote, quote_literal};
+use crate::handlers::sql::gate::BEFORE_A_STATEMENT;
+use crate::postgres::lexer::{self, Token, TokenKind};
+use crate::postgres::quote::dollar_quote;
 use crate::postgres::sqlstate::INSUFFICIENT_PRIVILEGE;
-use crate::processing::declaration::{HandledEvents, Handler, SourceText};
+use crate::processing::declaration::{Handler, SourceText};
 
 /// SQLSTATE of an event that may not be emitted.
 const NOT_EMITTED: &str = "ES004";
@@ -35,6 +37,12 @@ pub(super) async fn check_handler(
         let advice = "write perform instead of select, or select … into a variable";
         return Ok(Some(mistake.with_advice(advice)));
     }
+    if let Some(command) = find_transaction_command(&tokens) {
+        let mistake =
+            Diagnostic::in_source(source, command.start, format!("{} is not for handlers", command.text));
+        let advice = "remove it: espd commits rows and position together";
+        return Ok(Some(mistake.with_advice(advice)));
+    }
     let plain = lexer::statements(&tokens).all(is_plain);
     if plain {
         if let Some(mistake) = analyse(scratch, source, &tokens).await? {
@@ -47,7 +55,29 @@ pub(super) async fn check_handler(
         }
     }
     let emits = tokens.iter().any(|token| token.is_word("emit"));
-    if plain && !emits { Ok(None) } else { try_with_an_empty_event(scratch, handler).await }
+    if (!plain || emits)
+        && let Some(mistake) = try_with_an_empty_event(scratch, handler).await?
+    {
+        return Ok(Some(mistake));
+    }
+    planning::find_unplannable(scratch, handler).await
+}
+
+/// A command that would end the transaction, or a text that is executed and is one: PostgreSQL refuses it when it runs.
+fn find_transaction_command<'b, 'a>(tokens: &'b [Token<'a>]) -> Option<&'b Token<'a>> {
+    let is_command = |text: &str| ["commit", "rollback"].iter().any(|word| text.eq_ignore_ascii_case(word));
+    let executed = |token: &Token<'_>| {
+        let content = token.content().unwrap_or_default();
+        lexer::tokens(content).unwrap_or_default().first().is_some_and(|first| is_command(first.text))
+    };
+    (0..tokens.len()).map(|index| (index, &tokens[index])).find_map(|(index, token)| {
+        let before = index.checked_sub(1).map_or(";", |before| tokens[before].text);
+        let behind = tokens.get(index + 1).map_or(";", |behind| behind.text);
+        let begins = BEFORE_A_STATEMENT.iter().any(|word| before.eq_ignore_ascii_case(word));
+        let ends = [";", "and"].iter().any(|word| behind.eq_ignore_ascii_case(word));
+        let is_written = token.kind == TokenKind::Word && is_command(token.text) && begins && ends;
+        (is_written || before.eq_ignore_ascii_case("execute") && executed(token)).then_some(token)
+    })
 }
 
 /// Has PostgreSQL analyse plain statements, as the body of an SQL-language function.
@@ -59,7 +89,8 @@ async fn analyse(
     let text = as_selects(source, tokens);
     let quote = dollar_quote(&text);
     let head = format!(
-        "create or replace function {0}.espd_handler(event {0}.{EVENT_TABLE}) returns void language sql as {quote}",
+        "create function {}(event {}.{EVENT_TABLE}) returns void language sql as {quote}",
+        scratch.name_function(),
         scratch.schema
     );
     let statement = format!("{head}{text}{quote}");
@@ -85,7 +116,9 @@ async fn try_with_an_empty_event(
     handler: &Handler,
 ) -> Result<Option<Diagnostic>, sqlx::Error> {
     let source = &handler.sql;
-    let Some(error) = scratch.attempt(&call_with_an_empty_event(&scratch.schema, handler)).await? else {
+    let function = scratch.name_function();
+    let call = call_with_an_empty_event(&scratch.schema, &function, handler);
+    let Some(error) = scratch.attempt(&call).await? else {
         return Ok(None);
     };
     let answer = DatabaseAnswer::of(&error);
@@ -97,22 +130,16 @@ async fn try_with_an_empty_event(
 
 /// Statements that make a function of the handler and call it. As in the projector's function, the handler stands in a loop,
 /// which `exit` ends.
-fn call_with_an_empty_event(schema: &str, handler: &Handler) -> String {
-    let event_type = match &handler.events {
-        HandledEvents::All => "",
-        HandledEvents::Types(types) => types.first().map_or("", String::as_str),
-    };
+fn call_with_an_empty_event(schema: &str, function: &str, handler: &Handler) -> String {
     format!(
         "-- try_handler
-         create or replace function {schema}.espd_handler(event {schema}.{EVENT_TABLE}) returns void language plpgsql
+         create function {function}(event {schema}.{EVENT_TABLE}) returns void language plpgsql
          as {quote}
          #variable_conflict use_column
          begin loop\n{text}\n;exit; end loop; end {quote};
-         select {schema}.espd_handler(
-           row(1, gen_random_uuid(), gen_random_uuid(), {event_type}, 1, '{{}}', '{{}}', null, null, clock_timestamp()
-         )::{schema}.{EVENT_TABLE})",
+         select {function}({event}::{schema}.{EVENT_TABLE})",
         text = handler.sql.text.trim_end().trim_end_matches(';'),
-        event_type = quote_literal(event_type),
+        event = empty_event_for(handler),
         quote = dollar_quote(&handler.sql.text),
     )
 }

@@ -84,11 +84,11 @@ async fn find_used(
     path: &str,
     here: &str,
 ) -> Result<Option<BTreeSet<String>>, sqlx::Error> {
-    let schema = scratch.schema.clone();
+    let (schema, function) = (scratch.schema.clone(), scratch.name_function());
     let create = format!(
         "-- parse_handler
          set local search_path = {path};
-         create or replace function {schema}.espd_meaning(event {schema}.{EVENT_TABLE}) returns void language sql
+         create function {function}(event {schema}.{EVENT_TABLE}) returns void language sql
          begin atomic\n{}\n; end;
          set local search_path = {here}",
         statements.trim_end().trim_end_matches(';')
@@ -100,7 +100,7 @@ async fn find_used(
         "-- list_used
          select pg_describe_object(refclassid, refobjid, 0) from pg_depend
          where classid = 'pg_proc'::regclass and refclassid <> 'pg_namespace'::regclass
-           and objid = '{schema}.espd_meaning'::regproc and deptype = 'n'"
+           and objid = '{function}'::regproc and deptype = 'n'"
     );
     let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
     let used: Vec<String> = query.fetch_all(scratch.connection()).await?;

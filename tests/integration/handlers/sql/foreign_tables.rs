@@ -1,6 +1,9 @@
 //! A batch that writes a table of another processor does not commit, however it writes it.
 
+use espd::internals::declaration::{ProcessorDeclaration, SourceText};
+use espd::internals::handlers::check;
 use espd::internals::processor::{Outcome, ProcessorError};
+use espd::internals::tracker::ReplayEffects;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support;
@@ -17,7 +20,7 @@ async fn owner() -> Database {
     ];
     let mut declaration = declare("owner", &tables, &[(&["A"], "insert into theirs values (event.id)")]);
     let ddl = "create table parted_low partition of parted for values from (0) to (1000)";
-    declaration.ddl = vec![espd::internals::declaration::SourceText::unplaced(ddl)];
+    declaration.ddl = vec![SourceText::unplaced(ddl)];
     let mut running = Running::start(&db.pool, declaration).await.unwrap();
     let ids = insert(&db.pool, &["A", "A"]).await;
     running.process(ids[1]).await.unwrap();
@@ -139,4 +142,101 @@ async fn writes_are_found_where_the_server_counts_nothing_and_tables_of_nobody_m
     let (mut running, ids) = intruder(&db, "open", "insert into of_nobody values (event.id)").await;
     running.process(ids[1]).await.unwrap();
     assert_eq!(numbers(&db.pool, "select id from of_nobody").await, [ids[1]]);
+}
+
+/// A processor whose statements behind the tables are these, and whose table has these columns.
+fn with_ddl(columns: &str, ddl: &[&str]) -> ProcessorDeclaration {
+    let tables = [("mine", columns)];
+    let ddl = ddl.iter().map(|sql| SourceText::unplaced(sql)).collect();
+    ProcessorDeclaration {
+        ddl,
+        ..declare("intruder", &tables, &[(&["A"], "insert into mine values (event.id)")])
+    }
+}
+
+#[tokio::test]
+async fn declared_statements_that_change_a_table_of_another_or_of_espd_are_not_carried_out() {
+    let db = owner().await;
+    let hidden = |sql: &str| format!("do $do$ begin execute '{}' || ''; end $do$", sql.replace('\'', "''"));
+    let rows = "select (select count(*) from theirs) + (select count(*) from espd.trackers)";
+    let before = numbers(&db.pool, rows).await;
+    for (sql, table) in [
+        ("delete from theirs", "theirs"),
+        ("update theirs set id = id", "theirs"),
+        ("drop table later cascade", "later"),
+        ("truncate parted_low", "parted"),
+        ("alter table later add column more int", "later"),
+        ("delete from espd.trackers where false", "espd.trackers"),
+        ("drop table espd.dead_letters cascade", "espd.dead_letters"),
+        (
+            "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '1')",
+            "espd.events",
+        ),
+    ] {
+        let refused = Running::start(&db.pool, with_ddl("id bigint", &["select 1", &hidden(sql)])).await;
+        let Err(ProcessorError::Blocked(reason)) = refused else { panic!("{sql} is not refused") };
+        assert!(reason.contains(table) && reason.contains("which belongs to "), "{sql}: {reason}");
+        let mut connection = db.pool.acquire().await.unwrap();
+        let all = [others(), with_ddl("id bigint", &[&hidden(sql)])];
+        let found = check(&mut connection, &all, "public").await.unwrap();
+        let words = found.iter().map(ToString::to_string).collect::<String>();
+        assert!(
+            words.contains("which belongs to ") && words.contains("this changes table "),
+            "{sql}: {words}"
+        );
+        let plain = [others(), with_ddl("id bigint", &[sql])];
+        assert!(!check(&mut connection, &plain, "public").await.unwrap().is_empty(), "{sql}");
+    }
+    let columns = "id bigint); delete from theirs; create table more (id bigint";
+    let refused = Running::start(&db.pool, with_ddl(columns, &[])).await;
+    assert!(matches!(refused, Err(ProcessorError::Blocked(_))), "columns that are more than columns");
+    assert_eq!(numbers(&db.pool, rows).await, before);
+    assert_eq!(
+        numbers(&db.pool, "select count(*) from pg_class where relname in ('mine', 'more')").await,
+        [0]
+    );
+
+    // To read is allowed, and to refer to.
+    let ddl = [
+        "create view both as select id from theirs",
+        "create index on mine (id)",
+        "insert into mine select id from theirs",
+    ];
+    let fine = with_ddl("id bigint references theirs", &ddl);
+    let mut connection = db.pool.acquire().await.unwrap();
+    assert_eq!(check(&mut connection, &[others(), fine.clone()], "public").await.unwrap(), []);
+    let mut running = Running::start(&db.pool, fine).await.unwrap();
+    assert!(running.reset("tester", ReplayEffects::Suppress).await);
+}
+
+/// The declaration of [`owner`], as far as a check needs it.
+fn others() -> ProcessorDeclaration {
+    declare(
+        "owner",
+        &[
+            ("theirs", "id bigint primary key"),
+            ("parted", "(id bigint) partition by range (id)"),
+            ("later", "id bigint primary key"),
+        ],
+        &[(&["A"], "insert into theirs values (event.id)")],
+    )
+}
+
+#[tokio::test]
+async fn a_batch_that_changes_what_is_stored_or_who_stands_where_is_not_committed() {
+    let db = owner().await;
+    for (name, sql) in [
+        ("changes_", "update espd.events set body = '{\"changed\": 1}' where id = event.id"),
+        ("deletes_", "execute 'delete from espd.ev' || 'ents where id = 1'"),
+        ("untracks_", "delete from espd.trackers where name = 'owner'"),
+        ("disowns_", "update espd.projection_tables set processor = 'x' where processor = 'owner'"),
+    ] {
+        let (mut running, ids) = intruder(&db, name, sql).await;
+        running.process(ids[0]).await.unwrap();
+        let failure = refusal(running.process(ids[1]).await);
+        assert_eq!(failure.sqlstate.as_deref(), Some("ES006"), "{name}: {failure}");
+        assert!(failure.message.contains("which are espd's own"), "{name}: {failure}");
+        assert_eq!(numbers(&db.pool, "select count(*) from espd.events where body ? 'changed'").await, [0]);
+        assert_eq!(numbers(&db.pool, "select count(*) from espd.trackers where name = 'owner'").await, [1]);
+    }
 }
