@@ -15,7 +15,7 @@ use super::readiness::wait_until_ready;
 use super::reload::{Configured, Examined};
 use super::requests::{REQUESTS_MAX, ReloadOrder, Reloaded};
 use crate::admin::{Endpoint, Limits};
-use crate::config::Config;
+use crate::config::{Config, DATABASE_URL};
 use crate::embedded::EmbeddedPostgres;
 use crate::handlers::native::Registry;
 use crate::operations::check::require_own_tables;
@@ -79,6 +79,12 @@ async fn provide_database(config: &mut Config, folder: &Path) -> anyhow::Result<
     }
     let (server, url) = start_private(folder).await?;
     info!(DATABASE_URL = url.expose(), "no database is configured: running a private PostgreSQL");
+    if std::env::var(DATABASE_URL).is_ok_and(|other| !other.is_empty() && other != url.expose()) {
+        warn!(
+            advice = "write url = \"${DATABASE_URL}\" under [event_store], or unset the variable",
+            "DATABASE_URL names another database, which this daemon does not work on, while `espctl` does"
+        );
+    }
     config.event_store.url = Some(url);
     Ok(Some(server))
 }

@@ -151,7 +151,10 @@ async fn append_all(
     let mut stored = Vec::new();
     while let Some(chunk) = lines.next_chunk()? {
         let appended = store.append_in(&mut transaction, &chunk).await;
-        let appended = appended.map_err(advise).with_context(|| lines.place_of_chunk())?;
+        let appended = appended.map_err(|error| {
+            let place = lines.place_of(&chunk, &error);
+            advise(error).context(place)
+        })?;
         stored.extend_from_slice(&appended);
     }
     transaction.commit().await?;
@@ -250,11 +253,18 @@ struct Lines<R> {
     input: BufReader<R>,
     number: usize,
     chunk_from: usize,
+    /// The line of each event of the chunk.
+    chunk_lines: Vec<usize>,
 }
 
 impl<R: std::io::Read> Lines<R> {
     fn new(input: R) -> Self {
-        Self { input: BufReader::with_capacity(1 << 20, input), number: 0, chunk_from: 1 }
+        Self {
+            input: BufReader::with_capacity(1 << 20, input),
+            number: 0,
+            chunk_from: 1,
+            chunk_lines: Vec::new(),
+        }
     }
 
     fn place(&self) -> String {
@@ -268,12 +278,34 @@ impl<R: std::io::Read> Lines<R> {
         }
     }
 
+    /// The line of the event that an error is about, as far as it says so.
+    fn place_of(&self, chunk: &[NewEvent], error: &AppendError) -> String {
+        let index = match error {
+            AppendError::Conflict { aggregate_id, expected, .. } => {
+                let is_meant = |event: &NewEvent| {
+                    event.aggregate_id == *aggregate_id && event.expected_version.version() == Some(*expected)
+                };
+                chunk.iter().position(is_meant)
+            }
+            AppendError::UuidReused { uuid } => chunk.iter().position(|event| event.uuid == *uuid),
+            AppendError::Invalid { index, .. } => *index,
+            AppendError::KeyTaken { index, .. } => Some(*index),
+            AppendError::ConditionFailed { .. } | AppendError::Database(_) => None,
+        };
+        match index.and_then(|index| self.chunk_lines.get(index)) {
+            Some(line) => format!("line {line}"),
+            None => self.place_of_chunk(),
+        }
+    }
+
     fn next_chunk(&mut self) -> anyhow::Result<Option<Vec<NewEvent>>> {
         self.chunk_from = self.number + 1;
+        self.chunk_lines.clear();
         let (mut chunk, mut bytes) = (Vec::new(), 0);
         while chunk.len() < CHUNK_LINES && bytes < CHUNK_BYTES {
             let Some(event) = self.next_event()? else { break };
             bytes += event.body.get().len();
+            self.chunk_lines.push(self.number);
             chunk.push(event);
         }
         Ok((!chunk.is_empty()).then_some(chunk))

@@ -248,6 +248,7 @@ async fn run(command: Command, tool: &Tool<'_>) -> anyhow::Result<()> {
     if config.event_store.url.is_none() && !matches!(command, Command::Config(_)) {
         config.event_store.url = running_private_database();
     }
+    note_other_database(&config)?;
     match command {
         Command::Config(ConfigCommand::Show { json: false }) => {
             output::print_verbatim(toml::to_string_pretty(&config.redacted())?.trim_end())
@@ -367,6 +368,19 @@ impl Command {
                 | Self::DeadLetters(_)
         )
     }
+}
+
+/// Says so where the daemon of this folder works on another database than this command, which `DATABASE_URL` has led away.
+fn note_other_database(config: &Config) -> anyhow::Result<()> {
+    let Some(url) = &config.event_store.url else { return Ok(()) };
+    let is_of_environment = std::env::var(DATABASE_URL).is_ok_and(|named| named == url.expose());
+    if is_of_environment && running_private_database().is_some_and(|private| private != *url) {
+        output::print_note(
+            "warning: this is about the database that DATABASE_URL names. The daemon that was started in this folder runs on its private \
+             PostgreSQL: unset the variable, or write url = \"${DATABASE_URL}\" under [event_store] and restart the daemon",
+        )?;
+    }
+    Ok(())
 }
 
 /// Says that the configuration is wrong to whoever looks at what runs all the same.

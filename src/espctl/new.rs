@@ -102,6 +102,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// Adds to the project in a folder, and says what was written.
 fn add(project: &Path, addition: &Addition) -> anyhow::Result<Vec<String>> {
+    require_distinct(addition)?;
     match addition {
         Addition::Aggregate { name } => addition::aggregate(project, name),
         Addition::Event { name, fields, aggregate } => addition::event(project, name, fields, aggregate),
@@ -111,4 +112,19 @@ fn add(project: &Path, addition: &Addition) -> anyhow::Result<Vec<String>> {
         Addition::Projector { name, events } => addition::projector(project, name, events),
         Addition::Reactor { name, events, emits } => addition::reactor(project, name, events, emits),
     }
+}
+
+/// Refuses a field or an event that is given twice: it would be written twice.
+fn require_distinct(addition: &Addition) -> anyhow::Result<()> {
+    let (what, names): (_, Vec<String>) = match addition {
+        Addition::Aggregate { .. } => return Ok(()),
+        Addition::Event { fields, .. } | Addition::Command { fields, .. } => {
+            ("field", fields.iter().map(|field| field.name.as_str().to_owned()).collect())
+        }
+        Addition::Projector { events, .. } | Addition::Reactor { events, .. } => {
+            ("event", events.iter().map(Name::camel).collect())
+        }
+    };
+    let twice = (1..names.len()).find(|place| names[..*place].contains(&names[*place]));
+    twice.map_or(Ok(()), |place| anyhow::bail!("the {what} {} is given twice", names[place]))
 }

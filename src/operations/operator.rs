@@ -284,6 +284,10 @@ impl Operator<'_> {
                 Act::Retry => trackers.retry(&mut connection, &key, self.name).await?,
                 Act::Resume => trackers.resume(&mut connection, &key, self.name).await?,
             };
+            if changed && act == Act::Pause {
+                // Where it stands now: it went on while this waited for the tracker.
+                row = self.find(name).await?;
+            }
             let now = if changed { None } else { Some(self.find(name).await?) };
             match now.filter(|now| now.key() != row.key()) {
                 Some(now) => row = now,

@@ -21,7 +21,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, PgConnection, PgPool};
 
 use crate::support::facts::{Gate, append, assert_exactly_once, eventually, position, reaches};
-use crate::support::program::{Installation, Talker, is_alive};
+use crate::support::program::{Installation, Program, Talker, is_alive, run};
 use crate::support::{self, SCHEMA};
 
 /// Small batches and short poll intervals.
@@ -196,6 +196,35 @@ async fn a_processor_that_cannot_run_does_not_keep_the_others_from_it() {
     reaches(&db.pool, "broken", last).await;
     let status = installation.status("broken").await;
     assert_eq!((&status["state"], status["last_error"].is_null()), (&"live".into(), true), "{status}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_of_the_environment_that_the_daemon_does_not_use_is_told_by_both_programs() {
+    let db = support::database().await;
+    let installation = Installation::without_database(RUNNER);
+    installation.declare_notes("notes", "");
+    std::fs::set_permissions(installation.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = installation.espd_command(&["run"]);
+    command.env("DATABASE_URL", &db.url);
+    let daemon = Program::start(command);
+    let line = daemon.says("no database is configured: running a private PostgreSQL").await;
+    daemon
+        .says("DATABASE_URL names another database, which this daemon does not work on, while `espctl` does")
+        .await;
+    daemon.says("worker started").await;
+    let status = |url: &str| {
+        let mut command = installation.espctl_command(&["status", "--json"]);
+        command.env("DATABASE_URL", url);
+        run(command, "")
+    };
+    let elsewhere = status(&db.url).await;
+    assert!(
+        elsewhere.stderr.contains("warning: this is about the database that DATABASE_URL names"),
+        "{elsewhere:?}"
+    );
+    let here = status(line["DATABASE_URL"].as_str().unwrap()).await;
+    assert!(here.code == Some(0) && here.stderr.is_empty(), "{here:?}");
     daemon.stop().await;
 }
 

@@ -122,6 +122,17 @@ async fn a_conflict_says_what_was_expected_and_what_is() {
         let message = format!("aggregate {ONE} is at version 2, not at the expected version 1");
         assert!(complaint.contains("line 1") && complaint.contains(&message), "{complaint}");
     }
+    // Of several lines, it is the one with that expectation.
+    let input = [
+        "\n",
+        &line(ONE, json!({})),
+        "\n",
+        &line(ONE, json!({"expected_version": 1})),
+        &line(ONE, json!({})),
+    ]
+    .concat();
+    let complaint = installation.espctl_fed(&["append"], &input).await.complained(1);
+    assert!(complaint.contains("nothing was appended: line 4: aggregate"), "{complaint}");
     assert_eq!(stored(&db.pool).await, 2);
 }
 

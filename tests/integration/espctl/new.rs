@@ -65,6 +65,13 @@ async fn what_cannot_be_made_is_said_and_nothing_is_written() {
             "has the command WriteNote already",
         ),
         ("shop", "aggregate note", "src/note.rs is there already"),
+        ("shop", "event Paid a:u8 a:u16 --aggregate note", "the field a is given twice"),
+        ("shop", "command Pay a a --aggregate note --event Paid", "the field a is given twice"),
+        (
+            "shop",
+            "projector sums --events NoteWritten --events note_written",
+            "the event NoteWritten is given twice",
+        ),
         ("shop", "projector notes --events NoteWritten", "processors/notes.toml is there already"),
         (".", "tokio", "tokio is a crate that projects use"),
         (".", "postgres", "a database that is always there"),
