@@ -263,7 +263,7 @@ impl Rebuilding<'_> {
                 "-- find_rows_of_others\nselect exists (select from {}.{} as t where ({}) is not true)",
                 quote_identifier(&self.building_in),
                 quote_identifier(table),
-                part.of_row(table, "t")
+                part.of_own_row(table, "t")
             );
             let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
             if query.fetch_one(&mut *connection).await? {

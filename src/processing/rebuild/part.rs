@@ -29,6 +29,21 @@ pub(crate) enum Aggregates {
 }
 
 impl Aggregates {
+    /// Whether none is left out, and so no row.
+    fn are_all(&self) -> bool {
+        match self {
+            Self::Listed(_) => false,
+            Self::Sampled { percent } => *percent >= 100.0,
+            Self::Between { after, upto } => after.is_none() && upto.is_none(),
+        }
+    }
+
+    /// Whether rows without an aggregate, which the events of none have written, are looked at together with theirs: once in a round,
+    /// with the last slice.
+    fn take_rows_of_none(&self) -> bool {
+        matches!(self, Self::Between { upto: None, .. })
+    }
+
     /// The condition that an expression is the id of one of them.
     pub(crate) fn condition(&self, expression: &str, is_uuid: bool) -> String {
         let (operand, literal): (String, fn(&Uuid) -> String) = if is_uuid {
@@ -41,6 +56,7 @@ impl Aggregates {
             Self::Listed(ids) => {
                 format!("{operand} in ({})", ids.iter().map(literal).collect::<Vec<_>>().join(", "))
             }
+            Self::Sampled { .. } if self.are_all() => "true".to_owned(),
             Self::Sampled { percent } => format!(
                 "(hashtextextended({expression}::text, 0) & {}) < {}",
                 HASHES - 1,
@@ -78,8 +94,19 @@ impl Part {
         self.aggregates.condition("e.aggregate_id", true)
     }
 
-    /// The condition on a row of a table that has this alias.
+    /// The condition on a row of a table that has this alias: it is of one of the aggregates, or looked at together with theirs.
     pub(crate) fn of_row(&self, table: &str, alias: &str) -> String {
+        match self.columns.get(table) {
+            Some(column) if self.aggregates.take_rows_of_none() => {
+                let column = quote_identifier(&column.name);
+                format!("({} or {alias}.{column} is null)", self.of_own_row(table, alias))
+            }
+            _ => self.of_own_row(table, alias),
+        }
+    }
+
+    /// The condition on a row of a table that has this alias: it is of one of the aggregates.
+    pub(crate) fn of_own_row(&self, table: &str, alias: &str) -> String {
         self.columns.get(table).map_or_else(
             || "false".to_owned(),
             |column| {
@@ -111,5 +138,18 @@ mod tests {
         assert_eq!(all.condition("t.a", true), "true");
         let rest = Aggregates::Between { after: Some(one), upto: None };
         assert_eq!(rest.condition("t.a", true), "(t.a > '00000000-0000-0000-0000-000000000001'::uuid)");
+        assert_eq!(Aggregates::Sampled { percent: 100.0 }.condition("t.a", true), "true");
+    }
+
+    #[test]
+    fn rows_of_no_aggregate_are_looked_at_once_in_a_round() {
+        let one = Some(Uuid::from_u128(1));
+        let of_row = |aggregates: Aggregates| {
+            let column = AggregateColumn { name: "a".to_owned(), is_uuid: true };
+            Part { aggregates, columns: BTreeMap::from([("notes".to_owned(), column)]) }.of_row("notes", "t")
+        };
+        let first = of_row(Aggregates::Between { after: None, upto: one });
+        let last = of_row(Aggregates::Between { after: one, upto: None });
+        assert!(last.ends_with(" or t.\"a\" is null)") && !first.contains("is null"), "{first} {last}");
     }
 }
