@@ -33,9 +33,9 @@ use crate::postgres::quote::quote_identifier;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
 use crate::processing::rebuild::{
-    Beside, Compared, Complete, Difference, Finding, Pace, Part, Phase, Rebuilds, Replay, ReplayError, State,
-    Throttle, Versions, Written, compare, count_dead_letters, drop_place, find_declared, find_set_aside,
-    list_lost, write_progress,
+    Beside, Compared, Complete, Difference, Finding, LeftAside, Pace, Part, Phase, Rebuilds, Replay,
+    ReplayError, State, Throttle, Versions, Written, compare, count_dead_letters, drop_place, find_declared,
+    find_set_aside, list_lost, write_progress,
 };
 use crate::processing::tracker::ProcessorKey;
 
@@ -97,6 +97,8 @@ pub(crate) struct Rebuilding<'o> {
     pace: Pace,
     /// What of them is built again; `None`: all.
     part: Option<Part>,
+    /// The events that are left aside because the version that serves has set them aside.
+    left_aside: LeftAside,
     effort: Effort,
     /// Why there was no room when that was last looked, and when that was.
     room: Option<(Instant, Option<String>)>,
@@ -307,9 +309,26 @@ impl<'o> Rebuilding<'o> {
             Difference { dead_letters, changed_ddl, ..compare(&mut snapshot, versions).await? }
         };
         self.refuse_rows_of_others(&mut snapshot).await?;
+        if self.beside == Beside::Verification && difference.has_rows() {
+            self.refuse_changed_dead_letters(&mut snapshot).await?;
+        }
         snapshot.rollback().await?;
         self.note_compared(&difference).await?;
         Ok(difference)
+    }
+
+    /// Refuses to tell of rows that differ where the serving version has handled a dead letter meanwhile that was left aside here, or has
+    /// set aside what was handled here.
+    async fn refuse_changed_dead_letters(&self, connection: &mut PgConnection) -> Result<(), OperatorError> {
+        let schema = self.operator.trackers().schema().to_owned();
+        let versions = (&self.live, &self.replay.claim().key);
+        if self.left_aside.has_changed(connection, &schema, versions, self.part.as_ref()).await? {
+            return Err(OperatorError::Rebuild(format!(
+                "dead letters of {} have come or gone while it was verified: try again",
+                self.live.name
+            )));
+        }
+        Ok(())
     }
 
     /// The statements of `ddl` that made something of the serving version and are not declared any more.

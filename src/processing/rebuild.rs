@@ -9,6 +9,7 @@ mod commit_times;
 mod ddl;
 mod difference;
 mod indexes;
+mod left_aside;
 mod left_out;
 mod moves;
 mod outside;
@@ -46,6 +47,7 @@ pub(crate) use difference::{
     describe_lost, list_lost, merge,
 };
 pub(crate) use indexes::{defer_indexes, list_deferred_indexes, make_first_index};
+pub(crate) use left_aside::LeftAside;
 pub(crate) use left_out::{DecidedAgainst, LeftOut, list_left_out, whole_fingerprint};
 pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, list_beyond, refuse_qualified_names};

@@ -13,7 +13,7 @@ use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::quote_literal;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::rebuild::{
-    Beside, Complete, Pace, Part, Replay, Throttle, create, find_missing_on_place, give_to_owner,
+    Beside, Complete, LeftAside, Pace, Part, Replay, Throttle, create, find_missing_on_place, give_to_owner,
     key_of_lock, refuse_qualified_names,
 };
 use crate::processing::tracker::ProcessorKey;
@@ -34,6 +34,7 @@ pub(super) struct Prepared {
     pub(super) start: Position,
     pub(super) live_tables: Vec<String>,
     pub(super) part: Option<Part>,
+    pub(super) left_aside: LeftAside,
 }
 
 impl Prepared {
@@ -73,10 +74,18 @@ impl Prepared {
         }
         let start = processor.base().beginning(worker, &live).await?;
         let live_tables = operator.list_tables(worker, &live.name).await?;
-        let replay = Replay::begin(processor, worker, start).await.map_err(failed)?;
+        let replay = Replay::begin(processor, worker, start).await.map_err(failed)?.beside(&live);
         if beside == Beside::Next {
             give_to_owner(worker, (operator.trackers().schema(), &live.name), &building_in).await?;
         }
+        let left_aside = match beside {
+            Beside::Verification => {
+                let (schema, versions) =
+                    (operator.trackers().schema().to_owned(), (&live, &replay.claim().key));
+                LeftAside::carry_over(worker, &schema, versions, part.as_ref()).await?
+            }
+            _ => LeftAside::default(),
+        };
         // Its tables are there now.
         if let Some(reason) =
             operator.find_obstacle_to_part(worker, &live.name, beside, part.as_ref()).await?
@@ -84,7 +93,7 @@ impl Prepared {
             operator.remove_version(worker, &live.name, beside, declaration.version).await?;
             return Err(reason);
         }
-        Ok(Self { live, declaration, replay, start, live_tables, part })
+        Ok(Self { live, declaration, replay, start, live_tables, part, left_aside })
     }
 
     pub(super) fn begin<'o>(
@@ -94,7 +103,7 @@ impl Prepared {
         listener: Listener<'o>,
         worker: PoolConnection<Postgres>,
     ) -> Rebuilding<'o> {
-        let Self { live, declaration, replay, start, live_tables, part } = self;
+        let Self { live, declaration, replay, start, live_tables, part, left_aside } = self;
         Rebuilding {
             building_in: beside.schema(&operator.databases.scope.schema, &live.name),
             complete: Complete::unknown(),
@@ -109,6 +118,7 @@ impl Prepared {
             live_tables,
             pace: Pace::new(),
             part,
+            left_aside,
             effort: Effort::default(),
             room: None,
             throttle: Throttle::default(),

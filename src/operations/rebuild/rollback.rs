@@ -10,7 +10,9 @@ use super::{Beside, Finding, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, Unsuitable};
 use crate::processing::processor::Processor;
-use crate::processing::rebuild::{LeftOut, Rebuilds, Replay, find_declared, find_missing_on_place};
+use crate::processing::rebuild::{
+    LeftAside, LeftOut, Rebuilds, Replay, find_declared, find_missing_on_place,
+};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
 impl<'o> Rebuilding<'o> {
@@ -54,7 +56,8 @@ impl<'o> Rebuilding<'o> {
             let live_tables = operator.list_tables(&mut worker, name).await?;
             let replay = Replay::begin(processor, &mut worker, start).await.map_err(failed)?;
             let start = replay.position();
-            Ok((beside, Prepared { live: row.key(), declaration, replay, start, live_tables, part: None }))
+            let (live, left_aside) = (row.key(), LeftAside::default());
+            Ok((beside, Prepared { live, declaration, replay, start, live_tables, part: None, left_aside }))
         }
         .await;
         match prepared {

@@ -169,7 +169,7 @@ impl Rebuilding<'_> {
             let processor =
                 self.operator.beside_share(&mut connection, &self.declaration, self.beside, share);
             let replay = Replay::begin_share(processor.await?, &mut connection, share.number).await;
-            let replay = replay.map_err(failed)?;
+            let replay = replay.map_err(failed)?.beside(&self.live);
             let seen = Arc::new(Seen::default());
             seen.position.store(replay.position().get(), Ordering::Relaxed);
             workers.push(Worker { replay, connection, throttle: Throttle::default(), seen });

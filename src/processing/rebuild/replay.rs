@@ -108,6 +108,8 @@ pub(crate) struct Replay {
     waited: Duration,
     /// Whether others stand still for it.
     is_hurried: bool,
+    /// The version that serves: what it has set aside is set aside here as well, where it fails.
+    serving: Option<ProcessorKey>,
 }
 
 impl Replay {
@@ -146,7 +148,15 @@ impl Replay {
             delay: None,
             waited: Duration::ZERO,
             is_hurried: false,
+            serving: None,
         }
+    }
+
+    /// Sets an event aside that fails, if the version that serves has set it aside: an operator has decided so, or no handler could
+    /// handle it.
+    #[must_use]
+    pub(crate) fn beside(self, serving: &ProcessorKey) -> Self {
+        Self { serving: Some(serving.clone()), ..self }
     }
 
     /// Takes the tracker of one share, which is this partition, from whoever had it. The tables have been made, and so has the function
@@ -276,8 +286,13 @@ impl Replay {
         failure: Failure,
     ) -> Result<(), ReplayError> {
         let retry = self.processor.base().declaration.retry;
-        let is_set_aside = matches!(retry.on_failure, OnFailure::Park | OnFailure::Skip);
-        let Some(event_id) = failure.event_id().filter(|_| is_set_aside) else {
+        let there = self.find_set_aside_there(connection, &failure).await?;
+        let blocks = match retry.on_failure {
+            OnFailure::Park => Some(true),
+            OnFailure::Skip => Some(false),
+            _ => there,
+        };
+        let (Some(event_id), Some(blocks)) = (failure.event_id(), blocks) else {
             return Err(ReplayError::Failed(Box::new(failure)));
         };
         let before = self.failing.filter(|(event, _)| *event == event_id);
@@ -286,27 +301,24 @@ impl Replay {
         let most = retry.max_attempts.unwrap_or(1);
         let is_patient = !self.is_hurried && self.waited < PATIENCE;
         let is_last = attempts >= most || !is_patient && attempts >= IMPATIENT_ATTEMPTS;
-        if !is_last && !self.serving_has_set_aside(connection, event_id).await? {
+        if !is_last && there.is_none() {
             self.delay = is_patient.then(|| retry.delay_after(attempts).min(LONGEST_DELAY));
             return Ok(());
         }
-        self.set_aside(connection, event_id, failure, attempts).await
+        self.set_aside(connection, event_id, NewDeadLetter { failure, attempts, blocks }).await
     }
 
-    /// Whether an event is a dead letter of the version that serves: one that has used up its attempts there needs no others here.
-    async fn serving_has_set_aside(
+    /// Whether later events of the aggregate wait behind a failing event where the version that serves has set it aside: one that has
+    /// used up its attempts there needs no others here. `None`: it has not.
+    async fn find_set_aside_there(
         &self,
         connection: &mut PgConnection,
-        event_id: Position,
-    ) -> Result<bool, sqlx::Error> {
-        let name = &self.claim.key.name;
-        let statement = format!(
-            "-- has_set_aside
-             select exists (select from {}.dead_letters where processor = {} and event_id = {event_id})",
-            self.trackers.schema(),
-            quote_literal(name.split_once('$').map_or(name, |(serving, _)| serving))
-        );
-        simple(statement).fetch_one(connection).await?.try_get(0)
+        failure: &Failure,
+    ) -> Result<Option<bool>, sqlx::Error> {
+        let (Some(serving), Some(event_id)) = (&self.serving, failure.event_id()) else { return Ok(None) };
+        let letters = DeadLetters::new(&self.trackers);
+        let found = letters.find_set_aside(&mut *connection, serving, event_id).await?;
+        Ok(found.map(|(_, blocks)| blocks))
     }
 
     /// Sets an event aside: it is a dead letter like any other, and can be handled again once the version is live.
@@ -314,11 +326,8 @@ impl Replay {
         &mut self,
         connection: &mut PgConnection,
         event_id: Position,
-        failure: Failure,
-        attempts: u32,
+        dead_letter: NewDeadLetter,
     ) -> Result<(), ReplayError> {
-        let blocks = self.processor.base().declaration.retry.on_failure == OnFailure::Park;
-        let dead_letter = NewDeadLetter { failure, attempts, blocks };
         let letters = DeadLetters::new(&self.trackers);
         if !letters.pass_over(&mut *connection, &self.claim, &dead_letter, LEASE).await? {
             return Err(ReplayError::ClaimLost);

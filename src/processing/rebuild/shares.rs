@@ -41,8 +41,13 @@ impl Share {
     /// The condition on an event `e`.
     pub(crate) fn of_event(self) -> String {
         let Self { number, of } = self;
-        format!("((hashtextextended(e.aggregate_id::text, 0) & {}) % {of}) = {}", HASHES - 1, number - 1)
+        format!("({} % {of}) = {}", hash_of_event(), number - 1)
     }
+}
+
+/// The hash of the aggregate of an event or a dead letter `e`, by which its share is known.
+fn hash_of_event() -> String {
+    format!("(hashtextextended(e.aggregate_id::text, 0) & {})", HASHES - 1)
 }
 
 /// The positions of the shares of a version, in their order; empty: it is not divided.
@@ -59,7 +64,7 @@ pub(crate) async fn list_shares(
     sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
 }
 
-/// Divides a version into shares, which begin where it is.
+/// Divides a version into shares, which begin where it is. Events that are set aside already are in the share of their aggregate.
 pub(crate) async fn create_shares(
     connection: &mut PgConnection,
     trackers: &Trackers,
@@ -74,9 +79,15 @@ pub(crate) async fn create_shares(
         "-- create_shares
          insert into {trackers} (name, version, partition, kind, position, began_at)
          select t.name, t.version, share, t.kind, t.position, t.began_at
-         from {trackers} as t, generate_series(1, {number}) as share where {}",
+         from {trackers} as t, generate_series(1, {number}) as share where {};
+         update {schema}.dead_letters as e set partition = 1 + {hash} % {number}
+         where e.processor = {name} and e.version = {version}",
         claim.key.is_tracker(),
-        trackers = trackers.table()
+        trackers = trackers.table(),
+        schema = trackers.schema(),
+        hash = hash_of_event(),
+        name = quote_literal(&claim.key.name),
+        version = claim.key.version
     );
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
     Ok(transaction.commit().await?)
