@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::operations::rebuild::{Built, Effort, Listener, Wanted, Way, Wish};
+use crate::operations::rebuild::{BUILDS, Built, Effort, Listener, Wanted, Way, Wish};
 use crate::processing::declaration::Handling;
 use crate::shutdown::Shutdown;
 
@@ -85,7 +85,7 @@ pub(super) async fn build_versions(
 
 /// The databases, in which old events are read as new ones, as whoever handles events does.
 fn connect(config: &Config, connections: u32) -> anyhow::Result<Databases> {
-    let databases = Databases::connect_lazily(config, "espd: rebuild", connections, PATIENCE, "")?;
+    let databases = Databases::connect_lazily(config, BUILDS, connections, PATIENCE, "")?;
     Ok(databases.with_upcasts(&config.upcasts))
 }
 
@@ -214,7 +214,9 @@ impl Builder {
     }
 
     async fn clear(&self, processor: &str, wish: Wish) {
-        match self.place.operator().clear_rebuild(processor).await {
+        let note = |text: &str| info!(processor, "{text}");
+        let listener = Listener { progress: &|_| {}, note: &note };
+        match self.place.operator().clear_rebuild(processor, listener).await {
             Ok(Some(version)) => {
                 info!(processor, version, "gives up a version that is not declared any more");
             }

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::operator::{Operator, OperatorError};
-use crate::operations::rebuild::VerifiedSlice;
+use crate::operations::rebuild::{VERIFIES_SLICES, VerifiedSlice};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
 use crate::shutdown::Shutdown;
 
@@ -94,7 +94,7 @@ struct Place {
 
 impl Place {
     async fn connect(&self) -> anyhow::Result<Databases> {
-        let databases = Databases::connect_directly(&self.config, "espd (verify)", CONNECT_TIMEOUT).await?;
+        let databases = Databases::connect_directly(&self.config, VERIFIES_SLICES, CONNECT_TIMEOUT).await?;
         Ok(databases.with_upcasts(&self.config.upcasts))
     }
 

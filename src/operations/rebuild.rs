@@ -7,6 +7,7 @@ mod beginning;
 mod checks;
 mod continuous;
 mod followed_store;
+mod frozen;
 mod going_live;
 mod indexes;
 mod looking;
@@ -43,6 +44,7 @@ pub(crate) use crate::processing::rebuild::{Progress, Wish};
 use beginning::{Prepared, unlock_session};
 pub(crate) use checks::FailedCheck;
 pub(crate) use continuous::VerifiedSlice;
+pub(crate) use frozen::{BUILDS, VERIFIES_SLICES};
 pub(crate) use going_live::{GoLive, Way};
 pub(crate) use looking::{Look, Outcome};
 pub(crate) use part::Selection;
@@ -135,7 +137,18 @@ impl<'o> Rebuilding<'o> {
         listener: Listener<'o>,
     ) -> Result<Self, OperatorError> {
         operator.refuse_unsuitable(&operator.find(name).await?, operator.declaration(name)?, beside)?;
-        let mut worker = operator.lock_versions_after_slice(name).await?;
+        let worker = operator.lock_versions_after_slice(name, listener).await?;
+        Self::begin_locked(operator, name, (beside, selection), listener, worker).await
+    }
+
+    /// As [`Self::begin_with`], by a session that has the lock of the versions. It lets go of it where nothing is begun.
+    async fn begin_locked(
+        operator: Operator<'o>,
+        name: &str,
+        (beside, selection): (Beside, &Selection),
+        listener: Listener<'o>,
+        mut worker: PoolConnection<Postgres>,
+    ) -> Result<Self, OperatorError> {
         let what = (beside, selection, By::Operator);
         match Prepared::find(operator, name, what, listener, &mut worker).await {
             Ok(prepared) => Ok(prepared.begin(operator, beside, listener, worker)),

@@ -52,8 +52,8 @@ pub(crate) use left_out::{DecidedAgainst, LeftOut, list_left_out, whole_fingerpr
 pub(crate) use part::{AggregateColumn, Aggregates, Part};
 pub(crate) use place::{create, drop_place, list_beyond, refuse_qualified_names};
 pub(crate) use progress::{
-    Blocked, Build, Pace, Phase, Progress, Written, forget_progress, key_of_lock, list_builds, write_blocked,
-    write_failure, write_progress, write_rest,
+    Blocked, Build, Pace, Phase, Progress, Written, forget_progress, is_alive, key_of_lock, list_builds,
+    write_blocked, write_failure, write_progress, write_rest,
 };
 pub(crate) use replay::{Replay, ReplayError, find_declared};
 pub(crate) use rights::{LacksSchemas, RUNS_NO_PROCESSORS, find_missing_on_place, give_to_owner};

@@ -6,6 +6,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 use tokio::time::{Instant, sleep};
 
+use super::frozen::VERIFIES_SLICES;
 use super::preparation::{By, warn_of_publications};
 use super::{Effort, Listener, Rebuilding, SESSION, Selection, blocked, failed};
 use crate::event::Position;
@@ -17,9 +18,6 @@ use crate::processing::rebuild::{
     key_of_lock, refuse_qualified_names,
 };
 use crate::processing::tracker::ProcessorKey;
-
-/// How the sessions are called that verify slices.
-const VERIFIES_SLICES: &str = "espd (verify)";
 
 /// For how long a slice is waited for, and how often it is looked.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -144,22 +142,38 @@ impl Operator<'_> {
 
 impl Operator<'_> {
     /// As [`Self::lock_versions`]. Where a daemon verifies a slice just now, it is waited for: that ends soon, and the next one does not
-    /// begin at once.
+    /// begin at once. A daemon that is frozen is not waited for.
     pub(super) async fn lock_versions_after_slice(
         &self,
         name: &str,
+        listener: Listener<'_>,
     ) -> Result<PoolConnection<Postgres>, OperatorError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.lock_versions(name).await {
                 Err(OperatorError::Building { .. })
-                    if Instant::now() < deadline && self.is_slice_verified(name).await? =>
+                    if Instant::now() < deadline
+                        && (self.end_frozen(name, listener).await?
+                            || self.is_slice_verified(name).await?) =>
                 {
                     sleep(LOOK_INTERVAL).await;
                 }
                 locked => return locked,
             }
         }
+    }
+
+    /// As [`Self::lock_versions`], and has the next try succeed where a frozen daemon has the lock.
+    pub(super) async fn lock_versions_of_living(
+        &self,
+        name: &str,
+        listener: Listener<'_>,
+    ) -> Result<PoolConnection<Postgres>, OperatorError> {
+        let locked = self.lock_versions(name).await;
+        if matches!(locked, Err(OperatorError::Building { .. })) {
+            self.end_frozen(name, listener).await?;
+        }
+        locked
     }
 
     /// Whether who has the lock verifies a slice.

@@ -39,7 +39,7 @@ impl<'o> Rebuilding<'o> {
                 row.version
             )));
         }
-        let mut worker = operator.lock_versions_after_slice(name).await?;
+        let mut worker = operator.lock_versions_after_slice(name, listener).await?;
         let prepared = async {
             let version = operator.choose_former(&mut worker, name, row.version, to).await?;
             let beside = Beside::Archived(version);

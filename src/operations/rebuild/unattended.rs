@@ -8,6 +8,7 @@ use super::checks::FailedCheck;
 use super::preparation::By;
 use super::{Beside, Difference, Effort, GoLive, Listener, Rebuilding, Rebuilds, Selection, Way};
 use crate::operations::operator::{Operator, OperatorError};
+use crate::postgres::literal::simple;
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Approve, ProcessorDeclaration};
 use crate::processing::rebuild::{
@@ -176,8 +177,12 @@ impl Operator<'_> {
     /// # Errors
     /// [`OperatorError::Building`] if somebody works on it; [`OperatorError::Blocked`] if something is in the way; or the database
     /// does not answer.
-    pub(crate) async fn clear_rebuild(&self, name: &str) -> Result<Option<i32>, OperatorError> {
-        let mut connection = self.lock_versions(name).await?;
+    pub(crate) async fn clear_rebuild(
+        &self,
+        name: &str,
+        listener: Listener<'_>,
+    ) -> Result<Option<i32>, OperatorError> {
+        let mut connection = self.lock_versions_of_living(name, listener).await?;
         let cleared = self.clear_locked(name, &mut connection).await;
         unlock_session(&mut connection, name).await?;
         cleared
@@ -234,7 +239,7 @@ impl Operator<'_> {
         effort: Effort,
         listener: Listener<'_>,
     ) -> Result<Built, OperatorError> {
-        let mut worker = self.lock_versions(name).await?;
+        let mut worker = self.lock_versions_of_living(name, listener).await?;
         // An operator may have given it up since this daemon has decided to build it.
         let wanted = self.list_wanted_of(&mut worker, Some(name)).await;
         let is_wanted = wanted.map(|wanted| wanted.iter().any(|one| one.wish == Wish::Build));
@@ -255,7 +260,12 @@ impl Operator<'_> {
                     return Ok(Built::GivenUp);
                 }
                 let remedy = format!("{TRIES_AGAIN}; `espctl rebuild abort {name}` gives it up.");
-                let told = self.note_blocked(name, &built, remedy).await;
+                let told = match &built {
+                    Err(_) if !has_session(&mut next.worker).await => {
+                        self.note_blocked_anew(name, &built, remedy).await
+                    }
+                    _ => self.note_blocked(name, &built, remedy).await,
+                };
                 let ended = next.end().await;
                 // What follows a lost connection says less than why it was lost.
                 let built = built?;
@@ -284,6 +294,26 @@ impl Operator<'_> {
         let declared = (declaration.version, self.whole_fingerprint(declaration));
         let rebuilds = Rebuilds::new(self.trackers().schema());
         Ok(rebuilds.note_automatic(worker, name, (declared.0, &declared.1)).await?)
+    }
+
+    /// As [`Self::note_blocked`], where the session that had the lock is gone, unless somebody else goes on with the version meanwhile.
+    async fn note_blocked_anew(
+        &self,
+        name: &str,
+        built: &Result<Built, OperatorError>,
+        remedy: String,
+    ) -> Result<(), OperatorError> {
+        let mut connection = match self.lock_versions(name).await {
+            Err(OperatorError::Building { .. }) => return Ok(()),
+            locked => locked?,
+        };
+        let wanted = self.list_wanted_of(&mut connection, Some(name)).await?;
+        let told = match wanted.iter().any(|one| one.wish == Wish::Build) {
+            true => self.note_blocked(name, built, remedy).await,
+            false => Ok(()),
+        };
+        unlock_session(&mut connection, name).await?;
+        told
     }
 
     /// Writes down why a version does not go on by itself. Whoever writes it has the lock. `remedy` is that of errors.
@@ -373,6 +403,11 @@ impl Rebuilding<'_> {
         let _ = write_failure(&mut *self.worker, &schema, &tracker, because).await;
         let _ = self.end().await;
     }
+}
+
+/// Whether a session is there still, with its lock.
+async fn has_session(worker: &mut PgConnection) -> bool {
+    simple("-- find_session\nselect 1".to_owned()).execute(worker).await.is_ok()
 }
 
 /// Whether a version may go live: `None` if so. `way`: how it would.

@@ -357,6 +357,15 @@ pub(crate) async fn list_builds(
     sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
 }
 
+/// The condition that `daemon`, an SQL expression for host and process id, is alive: it renews its rows every ten seconds, and removes
+/// them when it ends.
+pub(crate) fn is_alive(schema: &str, daemon: &str) -> String {
+    format!(
+        "exists (select from {schema}.workers as w where w.owner_label = {daemon}
+           and w.updated_at > clock_timestamp() - interval '30 seconds')"
+    )
+}
+
 /// The key of the lock that whoever builds versions of a processor holds. `processor`: an SQL expression.
 pub(crate) fn key_of_lock(processor: &str) -> String {
     format!("hashtextextended('espd: versions of ' || {processor}, 0)")
