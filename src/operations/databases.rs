@@ -55,6 +55,8 @@ pub(crate) struct Databases {
     pub scope: SqlScope,
     /// Whether the projections are in another database than the events.
     pub elsewhere: bool,
+    /// How the configuration has old events read as new ones. The layout does so only where that is asked for.
+    pub upcasts: Vec<Upcast>,
 }
 
 /// What is needed of the sessions.
@@ -144,6 +146,7 @@ impl Databases {
             projections,
             scope: config.projections.scope(),
             elsewhere: config.direct_projections_url().is_some(),
+            upcasts: config.upcasts.clone(),
         })
     }
 
@@ -166,7 +169,8 @@ impl Databases {
         let projections: anyhow::Result<PgPool> = elsewhere.map_or_else(|| Ok(events.clone()), pool);
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
         let (scope, elsewhere) = (config.projections.scope(), elsewhere.is_some());
-        Ok(Self { layout, events, projections: projections?, scope, elsewhere })
+        let upcasts = config.upcasts.clone();
+        Ok(Self { layout, events, projections: projections?, scope, elsewhere, upcasts })
     }
 
     /// Creates espd's tables or migrates them. Returns what was done, one line for each set of migrations.

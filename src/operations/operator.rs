@@ -29,7 +29,7 @@ use crate::event::Position;
 use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
 use crate::operations::status::format::format_duration;
-use crate::operations::status::{self, LockWait, ProcessorStatus, describe_wait, end_wait};
+use crate::operations::status::{self, Declared, LockWait, ProcessorStatus, describe_wait, end_wait};
 use crate::postgres::error::{chain, explain};
 use crate::postgres::literal::simple;
 use crate::postgres::{server_mark, transaction};
@@ -223,14 +223,15 @@ impl Operator<'_> {
     /// # Errors
     /// The database does not answer.
     pub(crate) async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
-        let Databases { events, projections, layout, .. } = self.databases;
+        let Databases { events, projections, layout, upcasts, .. } = self.databases;
         // The positions come first: read the other way round, one that moves meanwhile would be beyond the head.
         let rows = self.trackers().list(projections, name).await?;
         let horizon = self.horizon().await?;
         let mut events = events.acquire().await?;
         let mut projections = projections.acquire().await?;
         let (events, projections) = (&mut *events, &mut *projections);
-        Ok(status::collect(events, projections, layout, rows, &horizon, self.declared, name).await?)
+        let declared = Declared { processors: self.declared, upcasts };
+        Ok(status::collect(events, projections, layout, rows, &horizon, declared, name).await?)
     }
 
     /// The settled horizon as of now, as far as one look can know it.

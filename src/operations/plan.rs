@@ -137,7 +137,8 @@ impl Known<'_> {
         let (standing, is_declared) = self.standing.as_ref()?;
         let serves = self.tracker?.version;
         let is_wanted = self.declaration.version > serves && *is_declared;
-        (!is_wanted && self.declaration.version >= serves).then(|| standing.describe_end())
+        (!is_wanted && self.declaration.version >= serves)
+            .then(|| standing.describe_end(self.declaration.version))
     }
 
     /// What becomes of a version while a higher one is declared: a function in the database of the events goes on; a program was
@@ -170,7 +171,7 @@ pub(super) async fn look<'k>(
 ) -> Result<Vec<Known<'k>>, sqlx::Error> {
     let mut connection = databases.projections.acquire().await?;
     let raised = list_raised(config, trackers);
-    let left_out = list_left_out(&mut connection, &databases.layout, &raised).await?;
+    let left_out = list_left_out(&mut connection, (&databases.layout, &config.upcasts), &raised).await?;
     let lacks = if raised.is_empty() { None } else { LacksSchemas::find_of_daemon(&mut connection).await? };
     let mut standing = list_standing(&mut connection, databases).await?;
     let mut missing = list_missing(&mut connection, &quote_identifier(databases.layout.schema())).await?;

@@ -3,6 +3,7 @@
 //! A rebuild is a row ([`State`]), a schema and a tracker, so whoever calls [`Rebuilding::begin`] again after a kill goes on where
 //! it was. A lock of the session keeps two from building the same version at once.
 
+mod approving;
 mod beginning;
 mod checks;
 mod continuous;

@@ -21,10 +21,10 @@ use crate::processing::tracker::{HandlerChange, Outage, ProcessorKey};
 use crate::store::horizon::Holder;
 
 pub(crate) use advice::{Advice, Topic, describe_wait, end_wait};
-pub(crate) use collection::collect;
+pub(crate) use collection::{Declared, collect};
 pub(crate) use lock_wait::{LockWait, find_own_wait, find_reset_wait};
 pub(crate) use rebuild::{FALLS_BEHIND, RebuildStatus, list as list_builds};
-pub(crate) use verification::VerificationStatus;
+pub(crate) use verification::{UnverifiedStatus, VerificationStatus};
 pub(crate) use worker::WorkerStatus;
 
 /// What a processor is doing.

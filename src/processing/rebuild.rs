@@ -31,6 +31,7 @@ mod wish;
 
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
@@ -249,6 +250,8 @@ pub(crate) struct RebuildRow {
     pub(crate) is_approved: bool,
     /// What the last comparison has found.
     pub(crate) difference: Option<Json<Value>>,
+    /// When that was, or when it went live.
+    pub(crate) updated_at: DateTime<Utc>,
 }
 
 from_row!(RebuildRow {
@@ -259,7 +262,8 @@ from_row!(RebuildRow {
     started_by,
     automatic,
     is_approved,
-    difference
+    difference,
+    updated_at
 });
 
 impl RebuildRow {
@@ -309,7 +313,7 @@ impl Rebuilds {
         let statement = format!(
             "-- find_rebuild
              select version, from_version, state, fingerprint, started_by, automatic,
-               coalesce(approved_at >= started_at, false) as is_approved, difference
+               coalesce(approved_at >= started_at, false) as is_approved, difference, updated_at
              from {}.rebuilds where processor = $1",
             self.schema
         );

@@ -100,6 +100,12 @@ fn tell(name: &str, look: &Look) -> anyhow::Result<()> {
         }
         (None, Outcome::Ended { version, is_live: true }) => {
             let message = format!("version {version} of {name} is live");
+            if look.is_live_otherwise {
+                return Err(failure(format!(
+                    "{message}, and was built from another declaration than that of this configuration: `espctl rebuild {name} \
+                     --dry-run` shows what differs, `espctl rebuild {name}` makes its rows as they are declared here"
+                )));
+            }
             if unbegun.is_none() {
                 return output::print(&message);
             }

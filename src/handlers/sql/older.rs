@@ -47,7 +47,8 @@ impl SqlProcessor {
         let ProcessorDeclaration { name, version: declared, .. } = declaration;
         let (version, layout) = (claim.key.version, events.layout());
         let is_synchronous = self.base.trackers().is_synchronous(connection, &claim.key).await?;
-        let left_out = list_left_out(connection, layout, &[declaration]).await?.remove(name);
+        let left_out =
+            list_left_out(connection, (layout, layout.upcasts()), &[declaration]).await?.remove(name);
         let unsuitable = Unsuitable::find_deployed(declaration, is_synchronous);
         let what = match (unsuitable, left_out) {
             (Some(unsuitable), _) => format!(

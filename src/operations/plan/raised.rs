@@ -66,11 +66,16 @@ impl Standing {
         }
     }
 
-    /// What becomes of it where something else is declared.
-    pub(in crate::operations) fn describe_end(&self) -> String {
+    /// What becomes of it where something else is declared, of this version.
+    pub(in crate::operations) fn describe_end(&self, declared: i32) -> String {
+        let RebuildStatus { version, builder, .. } = &self.status;
         let end = match &self.row {
             Some(row) if !row.automatic => format!("is left to {}, who has begun it", row.started_by),
-            _ => "is given up, with what was built".to_owned(),
+            _ if declared > *version => "is given up, with what was built".to_owned(),
+            _ => format!(
+                "is given up, with what was built, once {builder} follows this configuration or {}",
+                if declared == *version { "has ended" } else { "nobody has worked on it for long" }
+            ),
         };
         format!("version {} beside it, which {}, {end}", self.status.version, self.status.describe())
     }

@@ -6,10 +6,10 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::operations::status::RebuildStatus;
 use crate::postgres::sqlstate::is_missing_right;
-use crate::processing::declaration::Handling;
 use crate::processing::rebuild::{
     Beside, Build, LeftOut, RebuildRow, Rebuilds, State, list_builds, list_left_out,
 };
+use crate::processing::tracker::TrackerRow;
 
 /// What has become of the last rebuild of a projector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(crate) struct Look {
     pub(crate) left_out: Option<LeftOut>,
     /// The version that serves, where just that one is declared: nothing else is to be built.
     pub(crate) settled: Option<i32>,
+    /// Whether that version has gone live from another declaration than the one of the configuration, as far as is known.
+    pub(crate) is_live_otherwise: bool,
     /// Whether a daemon has followed another configuration just now, and the version has waited since before.
     pub(crate) is_from_before_reload: bool,
 }
@@ -50,7 +52,8 @@ impl Operator<'_> {
     /// # Errors
     /// No processor of this name has run, or the database does not answer.
     pub(crate) async fn look_at_rebuild(&self, name: &str) -> Result<Look, OperatorError> {
-        let serves = self.find(name).await?.version;
+        let tracker = self.find(name).await?;
+        let serves = tracker.version;
         let schema = self.trackers().schema().to_owned();
         let mut connection = self.databases.projections.acquire().await?;
         let builds = list_builds(&mut *connection, &schema).await?;
@@ -69,10 +72,30 @@ impl Operator<'_> {
         let unbegun = self.find_unbegun(name, serves, (row.as_ref(), build.as_ref()));
         let declared = self.declaration(name).ok();
         let raised: Vec<_> = declared.into_iter().filter(|declared| declared.version > serves).collect();
-        let left_out = list_left_out(&mut connection, &self.databases.layout, &raised).await?.remove(name);
+        let left_out = {
+            let layout = &self.databases.layout;
+            list_left_out(&mut connection, (layout, layout.upcasts()), &raised).await?.remove(name)
+        };
         let settled = declared.filter(|declared| declared.version == serves).map(|_| serves);
+        let is_live_otherwise = self.is_live_otherwise(&tracker, row.as_ref());
         let build = build.map(RebuildStatus::from);
-        Ok(Look { build, outcome, unbegun, left_out, settled, is_from_before_reload })
+        Ok(Look { build, outcome, unbegun, left_out, settled, is_live_otherwise, is_from_before_reload })
+    }
+
+    /// Whether the version that serves, which was built beside another one, has other handlers than are declared of it, or had when it
+    /// went live. What was altered since by a daemon, whose handlers stay the same, is as it is declared.
+    fn is_live_otherwise(&self, tracker: &TrackerRow, row: Option<&RebuildRow>) -> bool {
+        let declared = self.declaration(&tracker.name).ok().filter(|one| one.version == tracker.version);
+        let Some((declared, row)) = declared.zip(row.filter(|row| row.version == tracker.version)) else {
+            return false;
+        };
+        if !row.has_served() || self.is_built_from(row, declared) {
+            return false;
+        }
+        let handlers = declared.handler_fingerprint(self.databases.layout.upcasts());
+        let has_others = tracker.handlers.is_some() && handlers.is_some() && tracker.handlers != handlers;
+        let has_changed = tracker.handler_change.as_ref().is_some_and(|change| change.0.at >= row.updated_at);
+        has_others || has_changed
     }
 
     fn find_unbegun(
@@ -83,10 +106,8 @@ impl Operator<'_> {
     ) -> Option<i32> {
         let declaration = self.declaration(name).ok().filter(|declaration| declaration.version > serves)?;
         let is_it = |version: i32| version == declaration.version;
-        // The handlers in a program of Rust only that program knows.
-        let is_known = self.native.is_some() || !matches!(declaration.handling, Handling::Native(_));
         let is_begun = match row.filter(|row| is_it(row.version)) {
-            Some(row) => !is_known || row.fingerprint == self.whole_fingerprint(declaration),
+            Some(row) => self.is_built_from(row, declaration),
             // One that cannot begin has no row, and says why.
             None => build.is_some_and(|build| is_it(build.version)),
         };

@@ -12,13 +12,17 @@ use crate::postgres::literal::simple;
 use crate::postgres::row::from_row;
 use crate::processing::declaration::{Approve, ProcessorDeclaration};
 use crate::processing::rebuild::{
-    Blocked, DecidedAgainst, Declared, RebuildRow, Seen, Wish, decide, write_blocked, write_failure,
+    Blocked, DecidedAgainst, Declared, RebuildRow, Seen, Wish, decide, is_alive, write_blocked, write_failure,
 };
 use crate::processing::tracker::TrackerRow;
 
 /// For how long a daemon with an older declaration leaves a version alone that nobody builds: whoever did may be starting again. One
-/// that waits, for an operator or for another try, is left alone for a day: nobody builds it meanwhile.
+/// that waits, for an operator or for another try, or that he has agreed to, is left alone for a day: nobody builds it meanwhile.
 const LEFT_ALONE: (&str, &str) = ("1 minute", "1 day");
+
+/// For how long whoever builds may have written nothing before it counts that his daemon is not among those that are alive: it may
+/// have begun before it was.
+const UNHEARD_OF: &str = "5 seconds";
 
 /// What a daemon does about a build that has failed.
 const TRIES_AGAIN: &str = "The daemon tries again by itself, at growing intervals";
@@ -67,11 +71,13 @@ struct Trace {
     has_scratch: bool,
     builder: Option<String>,
     is_left: bool,
+    /// Whether its builder is no daemon that is alive.
+    is_orphaned: bool,
     is_blocked: bool,
     is_declined: bool,
 }
 
-from_row!(Trace { processor, has_next, has_scratch, builder, is_left, is_blocked, is_declined });
+from_row!(Trace { processor, has_next, has_scratch, builder, is_left, is_orphaned, is_blocked, is_declined });
 
 impl Operator<'_> {
     /// What is to be done about the declared projectors.
@@ -136,6 +142,7 @@ impl Operator<'_> {
             has_next: trace.is_some_and(|trace| trace.has_next),
             is_mine: trace.and_then(|trace| trace.builder.as_deref()) == Some(self.name),
             is_left: trace.is_none_or(|trace| trace.is_left),
+            is_orphaned: trace.is_none_or(|trace| trace.is_orphaned),
             is_declined: trace.is_some_and(|trace| trace.is_declined),
             is_left_out,
         };
@@ -154,8 +161,10 @@ impl Operator<'_> {
                n.name is not null or b.tracker is not null or coalesce(r.state not in ('live', 'merged', 'aborted'), false) as has_next,
                exists (select from {trackers} as s where s.name in ({scratch}) and s.partition = 0) as has_scratch,
                b.builder,
-               coalesce(b.updated_at < clock_timestamp()
-                 - case when b.blocked_because is null then interval '{}' else interval '{}' end, true) as is_left,
+               coalesce(greatest(b.updated_at, r.approved_at) < clock_timestamp()
+                 - case when b.blocked_because is null and not coalesce(r.approved_at >= r.started_at, false)
+                        then interval '{}' else interval '{}' end, true) as is_left,
+               coalesce(b.updated_at < clock_timestamp() - interval '{UNHEARD_OF}' and not {lives}, true) as is_orphaned,
                b.blocked_because is not null as is_blocked,
                coalesce(not r.automatic and b.blocked_because is not null, false) as is_declined
              from {trackers} as t left join {trackers} as n on n.name = t.name || '$next' and n.partition = 0
@@ -166,6 +175,7 @@ impl Operator<'_> {
             LEFT_ALONE.1,
             trackers = self.trackers().table(),
             schema = self.trackers().schema(),
+            lives = is_alive(self.trackers().schema(), "b.builder"),
             scratch = Beside::TO_LOOK_AT.map(|beside| format!("t.name || '{}'", beside.name(""))).join(", ")
         );
         sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
@@ -204,28 +214,6 @@ impl Operator<'_> {
             Rebuilds::new(self.trackers().schema()).forget_fingerprint(connection, name).await?;
         }
         Ok(version)
-    }
-
-    /// Agrees that the version which is built goes live. Returns which version that is, and how it does, as far as that was recorded.
-    ///
-    /// # Errors
-    /// [`OperatorError::Blocked`] if none is built; or the database does not answer.
-    pub(crate) async fn approve_rebuild(&self, name: &str) -> Result<(i32, Option<GoLive>), OperatorError> {
-        self.find(name).await?;
-        let mut connection = self.databases.projections.acquire().await?;
-        let statement =
-            format!("-- approve_rebuild\nselect {}.approve_rebuild($1, $2)", self.trackers().schema());
-        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(self.name).bind(name);
-        let approved: Option<i32> = query.fetch_one(&mut *connection).await?;
-        let Some(version) = approved else {
-            return Err(OperatorError::Blocked(format!(
-                "no version of {name} has been built and compared, so there is nothing to approve: `espctl rebuild {name} --watch` \
-                 shows how far it is"
-            )));
-        };
-        let row = Rebuilds::new(self.trackers().schema()).find(&mut *connection, name).await?;
-        let way = row.and_then(|row| row.difference).and_then(|found| GoLive::of_compared(&found));
-        Ok((version, way))
     }
 
     /// Builds the declared version of a projector, and lets it go live where its declaration agrees. `effort`: how much of

@@ -202,6 +202,11 @@ fn of_rows_that_differ(status: &ProcessorStatus) -> Option<Advice> {
 /// A version that serves although the configuration declares another one.
 fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
     let (name, version) = (&status.name, status.version);
+    let other =
+        status.rebuild.as_ref().filter(|build| build.is_as_declared == Some(false) && !build.is_running);
+    if let Some((build, declared)) = other.zip(surroundings.declared_version) {
+        return Some(of_other_build((name, version), declared, build));
+    }
     if let Some(because) = status.rebuild.as_ref().and_then(|build| build.blocked_because.as_ref()) {
         return Some(of_blocked_build(status, because));
     }
@@ -264,6 +269,49 @@ fn of_awaited_version(status: &ProcessorStatus, awaited: i32, surroundings: Surr
     };
     let since = status.outage.as_ref().map(|outage| outage.since);
     Advice::new(Topic::OtherVersion, problem, since, remedy)
+}
+
+/// A version that is there beside the serving one, nobody works on now, and was built from another declaration than that of the
+/// configuration.
+fn of_other_build((name, version): (&str, i32), declared: i32, build: &RebuildStatus) -> Advice {
+    let built = build.version;
+    let other = if declared == built {
+        format!("other tables or handlers than this configuration declares of version {built}")
+    } else {
+        format!("another declaration than this configuration's, which says version {declared}")
+    };
+    let waits = build.blocked_because.as_ref().or(build.rests_because.as_ref());
+    let waits = waits.map(|because| format!(": {because}")).unwrap_or_default();
+    let problem = format!(
+        "Version {version} of {name} serves. Version {built} is there beside it, by {}, from {other}{waits}.",
+        build.builder
+    );
+    let by_itself = if build.is_of_operator {
+        "Daemons leave it to the operator who has begun it.".to_owned()
+    } else if declared > built {
+        format!("A daemon with this configuration builds version {declared} in its place.")
+    } else if declared == built {
+        format!(
+            "A daemon with this configuration builds what is declared in its place, as soon as {} has ended or has read its \
+             configuration again (`espctl reload`).",
+            build.builder
+        )
+    } else {
+        format!(
+            "A daemon with this configuration gives it up once nobody has worked on it for a minute, or for a day where it waits for \
+             somebody; {} does so as soon as it has read its configuration again (`espctl reload`).",
+            build.builder
+        )
+    };
+    let by_hand = if declared > version {
+        format!(
+            "`espctl rebuild {name}` builds what is declared, and `espctl rebuild abort {name}` gives up what is there."
+        )
+    } else {
+        format!("`espctl rebuild abort {name}` gives it up.")
+    };
+    let topic = if waits.is_empty() { Topic::OtherVersion } else { Topic::RebuildWaits };
+    Advice::new(topic, problem, Some(build.updated_at), format!("{by_itself} {by_hand}"))
 }
 
 /// A version that is there beside the serving one, and nobody works on.

@@ -19,6 +19,21 @@ use crate::processing::rebuild::list_left_out;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::store::horizon::Horizon;
 use crate::store::layout::Layout;
+use crate::store::upcast::Upcast;
+
+/// What the configuration declares that the question comes with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Declared<'d> {
+    pub(crate) processors: &'d [ProcessorDeclaration],
+    /// How old events are read as new ones.
+    pub(crate) upcasts: &'d [Upcast],
+}
+
+impl<'d> Declared<'d> {
+    fn find(self, name: &str) -> Option<&'d ProcessorDeclaration> {
+        self.processors.iter().find(|declaration| declaration.name == name)
+    }
+}
 
 /// The status of all processors that have run, and of those that are declared and have not run yet. The `rows` of the
 /// trackers were read just before the `horizon`, so no position in them is beyond its head unless the store went back.
@@ -28,7 +43,7 @@ pub(crate) async fn collect(
     layout: &Layout,
     rows: Vec<TrackerRow>,
     horizon: &Horizon,
-    declared: &[ProcessorDeclaration],
+    declared: Declared<'_>,
     name: Option<&str>,
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
     let horizon = &with_what_is_handled(horizon, &rows);
@@ -44,7 +59,7 @@ pub(crate) async fn collect(
         };
         statuses.push(of_row(row, horizon, lag, lock_wait, diverged));
     }
-    for declaration in declared {
+    for declaration in declared.processors {
         let wanted = name.is_none_or(|name| name == declaration.name);
         if wanted && !statuses.iter().any(|status| status.name == declaration.name) {
             let lag = Lag::read(&mut *events, layout, Position::START, horizon.head).await?;
@@ -52,7 +67,7 @@ pub(crate) async fn collect(
         }
     }
     let workers = worker::list(projections, layout).await?;
-    complete(projections, layout, &workers, &mut statuses).await?;
+    complete(projections, layout, &workers, &mut statuses, declared).await?;
     advise_all(projections, layout, &workers, &mut statuses, declared).await?;
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)
@@ -64,6 +79,7 @@ async fn complete(
     layout: &Layout,
     workers: &[WorkerStatus],
     statuses: &mut [ProcessorStatus],
+    declared: Declared<'_>,
 ) -> Result<(), sqlx::Error> {
     let mut builds: BTreeMap<_, _> = rebuild::list(projections, layout).await?.into_iter().collect();
     let mut verifications = verification::list(projections, layout).await?;
@@ -71,6 +87,9 @@ async fn complete(
     for status in statuses {
         status.reset_wait = reset_waits.remove(&status.name);
         status.rebuild = builds.remove(&status.name);
+        if let Some((build, declaration)) = status.rebuild.as_mut().zip(declared.find(&status.name)) {
+            build.compare_to(declaration, declared.upcasts);
+        }
         let verified = verifications.remove(&status.name);
         status.verification = verified.filter(|verified| verified.version == status.version);
         status.worker = worker::of(workers, &status.name, status.owner.as_deref());
@@ -87,19 +106,19 @@ async fn advise_all(
     layout: &Layout,
     workers: &[WorkerStatus],
     statuses: &mut [ProcessorStatus],
-    declared: &[ProcessorDeclaration],
+    declared: Declared<'_>,
 ) -> Result<(), sqlx::Error> {
     let daemons = daemons_of(workers);
     let refused = worker::list_refused(projections, layout).await?;
     let is_raised = |declaration: &&ProcessorDeclaration| {
         statuses.iter().any(|status| status.name == declaration.name && status.version < declaration.version)
     };
-    let raised: Vec<_> = declared.iter().filter(is_raised).collect();
-    let left_out = list_left_out(projections, layout, &raised).await?;
+    let raised: Vec<_> = declared.processors.iter().filter(is_raised).collect();
+    let left_out = list_left_out(projections, (layout, declared.upcasts), &raised).await?;
     let gone_live = rebuild::list_gone_live(projections, layout).await?;
     let now = Utc::now();
     for status in statuses {
-        let declaration = declared.iter().find(|declaration| declaration.name == status.name);
+        let declaration = declared.find(&status.name);
         let surroundings = Surroundings {
             now,
             daemons: &daemons,

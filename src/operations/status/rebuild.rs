@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::format::{format_duration, format_share, format_size, thousands};
 use crate::event::Position;
 use crate::postgres::sqlstate::is_missing_right;
-use crate::processing::rebuild::{Beside, Build, list_builds};
+use crate::processing::declaration::ProcessorDeclaration;
+use crate::processing::rebuild::{Beside, Build, list_builds, whole_fingerprint};
 use crate::store::layout::Layout;
+use crate::store::upcast::Upcast;
 
 /// What is said where more events come than are handled, instead of how long that takes.
 pub(crate) const FALLS_BEHIND: &str = "falls behind: more is appended than is handled";
@@ -50,6 +52,14 @@ pub(crate) struct RebuildStatus {
     pub started_at: DateTime<Utc>,
     /// When the builder has written this down.
     pub updated_at: DateTime<Utc>,
+    /// Whether it is built from what the configuration declares; `None`: that is not known.
+    pub is_as_declared: Option<bool>,
+    /// Whether an operator has begun it, so that daemons leave it to him.
+    #[serde(skip)]
+    pub is_of_operator: bool,
+    /// The fingerprint of what it is built from; `None`: it could not be begun.
+    #[serde(skip)]
+    pub(super) fingerprint: Option<String>,
 }
 
 impl From<Build> for RebuildStatus {
@@ -72,11 +82,34 @@ impl From<Build> for RebuildStatus {
             remedy: build.remedy,
             started_at: build.started_at,
             updated_at: build.updated_at,
+            is_as_declared: None,
+            is_of_operator: build.automatic == Some(false),
+            fingerprint: build.fingerprint,
         }
     }
 }
 
+/// How long nothing may have been written down until that is worth a word: large batches and statements take a while.
+const SILENT: TimeDelta = TimeDelta::seconds(30);
+
 impl RebuildStatus {
+    /// Finds out whether it is built from a declaration, with old events read through `upcasts`. The handlers in a program of Rust only
+    /// that program knows.
+    pub(super) fn compare_to(&mut self, declaration: &ProcessorDeclaration, upcasts: &[Upcast]) {
+        let handlers = declaration.handler_fingerprint(upcasts);
+        self.is_as_declared = match (&self.fingerprint, handlers) {
+            (Some(_), _) if self.version != declaration.version => Some(false),
+            (Some(built), Some(handlers)) => Some(*built == whole_fingerprint(declaration, &handlers)),
+            _ => None,
+        };
+    }
+
+    /// For how long whoever builds it has written nothing down, where that is long; `None`: it is not, or nobody builds it.
+    fn silent_for(&self, now: DateTime<Utc>) -> Option<f64> {
+        let silent = Some(now - self.updated_at).filter(|silent| self.is_running && *silent > SILENT);
+        silent.map(|silent| silent.as_seconds_f64())
+    }
+
     /// The same in one line, which begins with a verb: `replays events: …`.
     pub(crate) fn describe(&self) -> String {
         let mut parts = vec![
@@ -97,6 +130,9 @@ impl RebuildStatus {
             None => {}
         }
         parts.push(format_size(self.bytes));
+        if let Some(silent) = self.silent_for(Utc::now()) {
+            parts.push(format!("nothing was written down for {}", format_duration(silent)));
+        }
         let doing = self.doing();
         // Nobody rests who is gone.
         match self.rests_because.as_ref().filter(|_| self.is_running) {
@@ -186,6 +222,9 @@ mod tests {
             remedy: None,
             started_at: Utc::now(),
             updated_at: Utc::now(),
+            is_as_declared: None,
+            is_of_operator: false,
+            fingerprint: None,
         };
         assert_eq!(
             status.describe(),
@@ -218,6 +257,9 @@ mod tests {
         );
         status.seconds_left = None;
         assert!(status.describe().contains(", 81,000/s, falls behind: more is"), "{}", status.describe());
+        let frozen =
+            RebuildStatus { updated_at: Utc::now() - TimeDelta::minutes(3), ..status.clone() }.describe();
+        assert!(frozen.contains(", 312 MiB, nothing was written down for 3m"), "{frozen}");
         (status.is_running, status.rate) = (false, 0.0);
         let left = status.describe();
         assert!(left.starts_with("is not finished, and nobody builds it now (last web-1:4711, "), "{left}");

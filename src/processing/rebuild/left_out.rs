@@ -9,6 +9,7 @@ use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::ProcessorDeclaration;
 use crate::processing::processor::fingerprint;
 use crate::store::layout::Layout;
+use crate::store::upcast::Upcast;
 
 /// What an operator has decided about a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,19 +37,20 @@ impl LeftOut {
 }
 
 /// Those of the `raised` versions that no daemon builds, by the names of their projectors: versions that are declared and higher than
-/// the one that serves. Whoever may not see why sees none. Nothing is asked where none is raised, which is so nearly always.
+/// the one that serves, with old events read through the upcasts. Whoever may not see why sees none. Nothing is asked where none is
+/// raised, which is so nearly always.
 ///
 /// # Errors
 /// The database does not answer.
 pub(crate) async fn list_left_out(
     connection: &mut PgConnection,
-    layout: &Layout,
+    (layout, upcasts): (&Layout, &[Upcast]),
     raised: &[&ProcessorDeclaration],
 ) -> Result<BTreeMap<String, LeftOut>, sqlx::Error> {
     if raised.is_empty() {
         return Ok(BTreeMap::new());
     }
-    match list(connection, layout, raised).await {
+    match list(connection, (layout, upcasts), raised).await {
         Err(error) if is_missing_right(&error) => Ok(BTreeMap::new()),
         listed => listed,
     }
@@ -56,7 +58,7 @@ pub(crate) async fn list_left_out(
 
 async fn list(
     connection: &mut PgConnection,
-    layout: &Layout,
+    (layout, upcasts): (&Layout, &[Upcast]),
     raised: &[&ProcessorDeclaration],
 ) -> Result<BTreeMap<String, LeftOut>, sqlx::Error> {
     let schema = layout.quoted_schema();
@@ -65,7 +67,7 @@ async fn list(
     let mut left_out = BTreeMap::new();
     for declaration in raised {
         let (name, version) = (&declaration.name, declaration.version);
-        let handlers = declaration.handler_fingerprint(layout.upcasts()).unwrap_or_default();
+        let handlers = declaration.handler_fingerprint(upcasts).unwrap_or_default();
         let fingerprint = whole_fingerprint(declaration, &handlers);
         if let Some(decision) = decided.find(name, version, &fingerprint) {
             left_out.insert(name.clone(), decision);

@@ -316,6 +316,10 @@ pub(crate) struct Build {
     pub(crate) updated_at: DateTime<Utc>,
     /// Whether somebody works on it now.
     pub(crate) is_running: bool,
+    /// The fingerprint of what it is built from, and whether a daemon has begun it, or gone on with it, by itself; `None`: it could not
+    /// be begun.
+    pub(crate) fingerprint: Option<String>,
+    pub(crate) automatic: Option<bool>,
 }
 
 from_row!(Build {
@@ -335,7 +339,9 @@ from_row!(Build {
     remedy,
     started_at,
     updated_at,
-    is_running
+    is_running,
+    fingerprint,
+    automatic
 });
 
 /// The versions that are built, and those that wait to go live.
@@ -350,8 +356,11 @@ pub(crate) async fn list_builds(
            exists (select from pg_locks as l
              where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
                and l.database = (select oid from pg_database where datname = current_database())
-               and (l.classid::bigint << 32) | l.objid::bigint = {}) as is_running
-         from {schema}.build_progress as b order by b.tracker",
+               and (l.classid::bigint << 32) | l.objid::bigint = {}) as is_running, r.fingerprint, r.automatic
+         from {schema}.build_progress as b
+           left join {schema}.rebuilds as r on b.tracker = r.processor || '$next' and r.version = b.version
+             and r.state not in ('live', 'merged', 'aborted')
+         order by b.tracker",
         key_of_lock("b.processor")
     );
     sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await

@@ -15,6 +15,8 @@ pub(crate) struct Seen<'s> {
     pub(crate) is_mine: bool,
     /// Whether nobody has built it for so long that nobody wants it any more.
     pub(crate) is_left: bool,
+    /// Whether the daemon that was the last one to build it gives no sign of life any more.
+    pub(crate) is_orphaned: bool,
     /// Whether an operator who has built it was asked whether it goes live, and has not agreed.
     pub(crate) is_declined: bool,
     /// Whether an operator has decided against the declared version: he has gone back from it, or given it up.
@@ -43,13 +45,14 @@ pub(crate) enum Wish {
     Tidy,
 }
 
-/// Two daemons with different declarations, as in a deploy that rolls, do not undo what the other one does: who declares the older
-/// version, or another declaration of the same one, waits until nobody builds any more.
+/// Two daemons with different declarations, as in a deploy that rolls, do not undo what the other one does: who declares an older
+/// version waits until nobody has built for long, because whoever did may be starting again. Who declares the same version otherwise
+/// waits until the daemon that has built it has ended, also where an operator has agreed to it: nobody else would bring it live. As
+/// it then builds itself, the two never take turns.
 pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
-    let Seen { serves, row, has_next, is_mine, is_left, is_declined, is_left_out } = seen;
+    let Seen { serves, row, has_next, is_mine, is_left, is_orphaned, is_declined, is_left_out } = seen;
     let under_way = row.filter(|row| row.state().is_under_way());
-    let is_approved = under_way.is_some_and(|row| row.is_approved);
-    let may_replace = *is_mine || *is_left && !is_approved;
+    let may_replace = *is_mine || *is_left;
     if declared.version <= *serves {
         return match under_way {
             // Also what was built beside a version that serves no more: a reset may have made the tables of the declared one.
@@ -82,7 +85,10 @@ pub(crate) fn decide(seen: &Seen<'_>, declared: Declared<'_>) -> Wish {
     match (row, under_way) {
         (_, Some(row)) if is_same(row) && *is_declined && !row.is_approved => Wish::Nothing,
         (_, Some(row)) if is_same(row) => Wish::Build,
-        (_, Some(row)) if row.version >= declared.version && (!row.automatic || !may_replace) => {
+        (_, Some(row)) if row.version > declared.version && !(row.automatic && may_replace) => Wish::Nothing,
+        (_, Some(row))
+            if row.version == declared.version && !(row.automatic && (may_replace || *is_orphaned)) =>
+        {
             Wish::Nothing
         }
         (_, Some(_)) => Wish::Build,
@@ -113,6 +119,7 @@ mod tests {
             automatic: true,
             is_approved: false,
             difference: None,
+            updated_at: chrono::Utc::now(),
         }
     }
 
@@ -123,6 +130,7 @@ mod tests {
             has_next: row.is_some(),
             is_mine: false,
             is_left: false,
+            is_orphaned: false,
             is_declined: false,
             is_left_out: false,
         }
@@ -160,6 +168,20 @@ mod tests {
     }
 
     #[test]
+    fn another_declaration_of_the_same_version_waits_for_the_end_of_the_daemon_that_builds() {
+        for is_approved in [false, true] {
+            let other = RebuildRow { is_approved, ..row(2, State::Differs, "other") };
+            let orphaned = Seen { is_orphaned: true, ..seen(Some(&other)) };
+            assert_eq!(decide(&seen(Some(&other)), declared(2)), Wish::Nothing, "its daemon lives");
+            assert_eq!(decide(&orphaned, declared(2)), Wish::Build);
+            assert_eq!(decide(&orphaned, declared(1)), Wish::Nothing, "who declares less waits for longer");
+            let by_operator = RebuildRow { automatic: false, ..other.clone() };
+            let orphaned = Seen { row: Some(&by_operator), ..orphaned };
+            assert_eq!(decide(&orphaned, declared(2)), Wish::Nothing, "his builds are left to him");
+        }
+    }
+
+    #[test]
     fn what_an_operator_builds_is_left_to_him_until_he_agrees_or_the_version_is_raised() {
         let same = RebuildRow { automatic: false, ..row(2, State::Verified, "f") };
         assert_eq!(decide(&seen(Some(&same)), declared(2)), Wish::Build, "he was interrupted");
@@ -180,14 +202,6 @@ mod tests {
         assert_eq!(decide(&serves_already, declared(2)), Wish::Abandon);
         let aborted = row(2, State::Aborted, "f");
         assert_eq!(decide(&seen(Some(&aborted)), declared(2)), Wish::Tidy);
-    }
-
-    #[test]
-    fn what_an_operator_has_agreed_to_is_given_up_only_by_who_has_built_it() {
-        let approved = RebuildRow { is_approved: true, ..row(2, State::Differs, "f") };
-        let seen = Seen { is_left: true, ..seen(Some(&approved)) };
-        assert_eq!(decide(&seen, declared(1)), Wish::Nothing);
-        assert_eq!(decide(&Seen { is_mine: true, ..seen }, declared(1)), Wish::Abandon);
     }
 
     #[test]

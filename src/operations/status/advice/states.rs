@@ -83,10 +83,21 @@ fn of_failure(status: &ProcessorStatus) -> Advice {
         attempts => format!(" after {}. {ORDER}", count(attempts.into(), "attempt")),
     };
     let problem = format!("{name} stopped: {cause}{tried}{}", last_words(error));
-    let remedy = format!("Fix this, then run `espctl retry {name}`.");
+    let remedy = format!("Fix this, then run `espctl retry {name}`.{}", of_other_owner(status));
     let advice = Advice::new(Topic::Failed, problem, error.and_then(|error| error.at), remedy);
     let predicate = format!("stopped: {}.", error.map_or_else(|| cause.clone(), without_place));
     advice.shared(status, predicate, "Fix this, then run `espctl retry --all`.")
+}
+
+/// That another daemon could go on, where only what the owner declares is wrong, behind another sentence.
+fn of_other_owner(status: &ProcessorStatus) -> String {
+    match &status.owner {
+        Some(owner) if !status.standbys.is_empty() => format!(
+            " If it is what {owner} declares that is wrong, and not what {standbys} does, which stands by: stop {owner}, then run that.",
+            standbys = status.standbys.join(", ")
+        ),
+        _ => String::new(),
+    }
 }
 
 /// What an event that fails means for the others.
