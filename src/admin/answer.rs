@@ -122,7 +122,7 @@ fn remedy_of(error: &OperatorError) -> Option<Cow<'static, str>> {
         OperatorError::NotDeclared { .. } => {
             "declare it in the daemon's configuration, or only move its position with `to` or `at`"
         }
-        OperatorError::Declaration(_) | OperatorError::Blocked(_) => {
+        OperatorError::Declaration(_) | OperatorError::Blocked(_) | OperatorError::NotApart { .. } => {
             "do what it says: `espctl check` finds what is wrong with a declaration, and {\"cascade\": true} is --cascade"
         }
         OperatorError::Database(_) | OperatorError::Horizon(_) | OperatorError::Events(_) => return None,

@@ -73,13 +73,17 @@ async fn verify(place: &Place) {
 /// Looks once which slices are due. Returns whether the databases have answered.
 async fn verify_all(place: &Place, databases: &Databases, pauses: &mut Pauses) -> bool {
     let mut has_answer = true;
-    for declaration in place.config.processors.iter().filter(|one| is_eligible(one)) {
+    for declaration in place.config.processors.iter().filter(|one| has_rows(one)) {
         let name = &declaration.name;
         if pauses.is_over(name) {
-            let outcome = place.verify_one(databases, declaration).await;
-            tell(name, &outcome);
+            let outcome = match find_lasting_obstacle(declaration) {
+                Some(obstacle) => Err(obstacle),
+                None => place.verify_one(databases, declaration).await,
+            };
+            tell(name, &outcome, pauses.is_new(name));
             has_answer &= !matches!(outcome, Err(OperatorError::Database(_)));
             pauses.note(name, outcome.is_ok());
+            place.note_tried(databases, declaration, &outcome).await;
         }
     }
     has_answer
@@ -139,6 +143,23 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Has others see what has come of it, as far as the database takes it.
+    async fn note_tried(
+        &self,
+        databases: &Databases,
+        declaration: &ProcessorDeclaration,
+        outcome: &Result<Option<VerifiedSlice>, OperatorError>,
+    ) {
+        let is_lasting =
+            matches!(outcome, Err(OperatorError::NotApart { .. })) || declaration.synchronous.is_some();
+        let noted = self.operator(databases).note_tried(&declaration.name, outcome, is_lasting).await;
+        if let Err(error) = noted {
+            debug!(processor = declaration.name, %error, "could not record why a projector is not verified");
+        }
+    }
+}
+
 /// When projectors are tried again whose slices could not be verified.
 #[derive(Debug, Default)]
 struct Pauses(HashMap<String, (Instant, Duration)>);
@@ -146,6 +167,10 @@ struct Pauses(HashMap<String, (Instant, Duration)>);
 impl Pauses {
     fn is_over(&self, name: &str) -> bool {
         self.0.get(name).is_none_or(|(since, pause)| since.elapsed() >= *pause)
+    }
+
+    fn is_new(&self, name: &str) -> bool {
+        !self.0.contains_key(name)
     }
 
     fn note(&mut self, name: &str, is_verified: bool) {
@@ -158,20 +183,30 @@ impl Pauses {
     }
 }
 
-/// Whether slices of it can be verified at all. What a program or Rust writes, only its author knows.
-fn is_eligible(declaration: &ProcessorDeclaration) -> bool {
-    let is_told_apart = match declaration.handling {
-        Handling::Sql(_) => true,
-        Handling::Program(_) | Handling::Native(_) => declaration.aggregate_column.is_some(),
-        Handling::Webhook(_) => false,
-    };
-    is_told_apart
-        && declaration.kind() == ProcessorKind::Projector
+/// Whether there are rows that could be verified.
+fn has_rows(declaration: &ProcessorDeclaration) -> bool {
+    declaration.kind() == ProcessorKind::Projector
         && !declaration.tables.is_empty()
-        && declaration.synchronous.is_none()
+        && !matches!(declaration.handling, Handling::Webhook(_))
 }
 
-fn tell(name: &str, verified: &Result<Option<VerifiedSlice>, OperatorError>) {
+/// Why slices of it are not verified, as far as the declaration says. What a program or Rust writes, only its author knows.
+fn find_lasting_obstacle(declaration: &ProcessorDeclaration) -> Option<OperatorError> {
+    let name = declaration.name.clone();
+    if declaration.synchronous.is_some() {
+        return Some(OperatorError::Blocked(format!(
+            "{name} is synchronous, and nothing is built beside its tables"
+        )));
+    }
+    let is_told_apart =
+        matches!(declaration.handling, Handling::Sql(_)) || declaration.aggregate_column.is_some();
+    let reason =
+        "what handles its events is no SQL, so only `aggregate_column` could say of which aggregate a row is";
+    (!is_told_apart).then(|| OperatorError::NotApart { name, reason: reason.to_owned() })
+}
+
+/// `is_new`: whether the try before, if there was one, has succeeded. What lasts is told once.
+fn tell(name: &str, verified: &Result<Option<VerifiedSlice>, OperatorError>, is_new: bool) {
     match verified {
         Ok(None) => {}
         Ok(Some(slice)) if slice.differing == 0 => info!(
@@ -188,8 +223,15 @@ fn tell(name: &str, verified: &Result<Option<VerifiedSlice>, OperatorError>) {
             keys = slice.keys.join(", "),
             "rows are not what their events say: `espctl verify {name}` shows them"
         ),
+        Err(error @ OperatorError::NotApart { .. }) if is_new => {
+            info!(processor = name, error = %error, "`[verify]` does not verify this projector");
+        }
+        Err(error @ OperatorError::Blocked(_)) if is_new => {
+            warn!(processor = name, error = %error, "cannot be verified now");
+        }
         Err(
-            error @ (OperatorError::Blocked(_)
+            error @ (OperatorError::NotApart { .. }
+            | OperatorError::Blocked(_)
             | OperatorError::Building { .. }
             | OperatorError::Unknown { .. }),
         ) => {

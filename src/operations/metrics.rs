@@ -5,7 +5,7 @@
 use chrono::Utc;
 
 use super::backlog::Backlog;
-use super::status::{ProcessorState, ProcessorStatus, RebuildStatus, VerificationStatus};
+use super::status::{ProcessorState, ProcessorStatus, RebuildStatus, UnverifiedStatus, VerificationStatus};
 use crate::postgres::sqlstate::FOREIGN_WRITE;
 use crate::processing::effects::PendingEffects;
 use crate::store::scheduled::ScheduledSummary;
@@ -86,12 +86,14 @@ enum Value {
     Rebuild(fn(&RebuildStatus) -> f64),
     /// A sample of each projector that is verified slice by slice.
     Verification(fn(&VerificationStatus) -> f64),
+    /// A sample of each projector that is, or should be, verified slice by slice: why it is not.
+    Unverified(fn(&UnverifiedStatus) -> bool),
     /// A sample of each processor and state.
     ProcessorState,
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 39] = [
+pub(crate) const METRICS: [Metric; 41] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -280,6 +282,16 @@ pub(crate) const METRICS: [Metric; 39] = [
         Value::Verification(|found| found.verified_at.timestamp() as f64),
     ),
     gauge(
+        "espd_verify_blocked",
+        "Whether slices of the projector's aggregates cannot be verified, though [verify] is declared.",
+        Value::Unverified(|found| !found.lasting),
+    ),
+    gauge(
+        "espd_verify_unsuitable",
+        "Whether [verify] is declared, and slices of the projector cannot be verified as it is declared.",
+        Value::Unverified(|found| found.lasting),
+    ),
+    gauge(
         "espd_processor_state",
         "1 for the state that the processor is in, 0 for the others.",
         Value::ProcessorState,
@@ -341,6 +353,15 @@ impl Metric {
                     Some(sample(labels(status, statuses), value(found)))
                 };
                 statuses.iter().filter_map(of).collect()
+            }
+            Value::Unverified(is_so) => {
+                let is_wanted =
+                    |status: &&ProcessorStatus| status.verification.is_some() || status.unverified.is_some();
+                let of = |status: &ProcessorStatus| {
+                    let value = status.unverified.as_ref().is_some_and(is_so);
+                    sample(labels(status, statuses), truth(value))
+                };
+                statuses.iter().filter(is_wanted).map(of).collect()
             }
             Value::ProcessorState => {
                 statuses.iter().flat_map(|status| state_samples(status, statuses)).collect()

@@ -195,6 +195,14 @@ pub(crate) enum OperatorError {
     /// The declaration does not fit what is in the database.
     #[error("nothing was done: {0}")]
     Blocked(String),
+    /// It is not known which rows are of which aggregate.
+    #[error("nothing was done: the rows of single aggregates of {name} cannot be told apart: {reason}")]
+    NotApart {
+        /// The processor.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// Somebody else builds a version of the processor.
     #[error(
         "a version of {name} is being built or verified just now, by a daemon (also as `[verify]` says) or an operator: try again in a moment; `espctl rebuild {name} --watch` shows how far it is"

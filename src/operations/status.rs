@@ -189,6 +189,8 @@ pub(crate) struct ProcessorStatus {
     pub rebuild: Option<RebuildStatus>,
     /// What was found while its tables are verified slice by slice; `None`: they are not.
     pub verification: Option<VerificationStatus>,
+    /// Why they are not, though `[verify]` is declared; `None`: they are, or nobody has tried lately.
+    pub unverified: Option<UnverifiedStatus>,
     /// What needs attention, and what to do about it, the most urgent first; empty if all is well.
     pub advice: Vec<Advice>,
 }
@@ -237,6 +239,7 @@ impl ProcessorStatus {
             held_by: Vec::new(),
             rebuild: None,
             verification: None,
+            unverified: None,
             advice: Vec::new(),
         }
     }

@@ -67,7 +67,8 @@ pub(crate) use snapshots::{Complete, NewerSnapshot};
 pub(crate) use swap::Swap;
 pub(crate) use throttle::Throttle;
 pub(crate) use verification::{
-    KEYS_MAX, Slice, Verification, clear_found, list_verifications, note_slice, pace,
+    KEYS_MAX, Slice, Unverified, Verification, clear_found, forget_unverified, list_unverified,
+    list_verifications, note_slice, note_unverified, pace,
 };
 pub(crate) use wish::{Declared, Seen, Wish, decide};
 

@@ -104,6 +104,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (33, "repeated effects", include_str!("../../migrations/processing/0033_repeated_effects.sql")),
         (34, "no negative delays", include_str!("../../migrations/processing/0034_no_negative_delays.sql")),
         (35, "failure times", include_str!("../../migrations/processing/0035_failure_times.sql")),
+        (36, "unverified", include_str!("../../migrations/processing/0036_unverified.sql")),
         (37, "never handled", include_str!("../../migrations/processing/0037_never_handled.sql")),
         (38, "emissions say more", include_str!("../../migrations/processing/0038_emissions_say_more.sql")),
     ],

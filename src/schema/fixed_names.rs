@@ -18,7 +18,7 @@ pub(super) const RELATIONS: &[&str] = &[
     "scheduled_events_next_idx", "scheduled_events_pkey", "scheduled_events_uuid_key", "signs_of_life",
     "signs_of_life_pkey", "snapshots", "snapshots_pkey", "tag_events", "tag_events_event_id_tag_key",
     "tag_events_pkey", "tag_heads", "tag_heads_pkey", "unique_keys", "unique_keys_aggregate_id_idx",
-    "unique_keys_pkey", "verifications", "verifications_pkey", "witnesses", "witnesses_pkey", "workers", "workers_pkey",
+    "unique_keys_pkey", "unverified", "unverified_pkey", "verifications", "verifications_pkey", "witnesses", "witnesses_pkey", "workers", "workers_pkey",
     "workflow_instances", "workflow_instances_pkey", "workflow_steps", "workflow_steps_pkey",
 ];
 

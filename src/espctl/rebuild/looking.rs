@@ -32,8 +32,17 @@ pub(super) async fn look(
         Ok(_) => scratch.run_checks().await,
         Err(_) => Ok(Vec::new()),
     };
+    // Before anybody else can find something.
+    let is_of_all = beside == Beside::Verification && selection.is_whole();
+    let cleared = match (&compared, &checked) {
+        (Ok(difference), Ok(failed)) if is_of_all && failed.is_empty() && !difference.has_rows() => {
+            operator.clear_found(name).await
+        }
+        _ => Ok(()),
+    };
     scratch.remove().await?;
     let (mut difference, failed) = (compared?, checked?);
+    cleared?;
     if !failed.is_empty() {
         show(name, &difference, json)?;
         refuse_failed(name, versions.0, &failed)?;
@@ -43,9 +52,6 @@ pub(super) async fn look(
         _ => !difference.changes_what_is_read(),
     };
     if is_as_it_was {
-        if beside == Beside::Verification && selection.is_whole() {
-            operator.clear_found(name).await?;
-        }
         return show(name, &difference, json);
     }
     if beside == Beside::Verification

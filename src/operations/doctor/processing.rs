@@ -9,9 +9,10 @@ use crate::diagnostic::Diagnostic;
 use crate::operations::databases::Databases;
 use crate::operations::unstored_types::find_unknown_types;
 use crate::postgres::error::chain;
+use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
 use crate::processing::emission::{PendingEmissions, PendingOfReactor};
-use crate::processing::rebuild::{LacksSchemas, RUNS_NO_PROCESSORS};
+use crate::processing::rebuild::{LacksSchemas, RUNS_NO_PROCESSORS, Unverified, list_unverified};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::schema;
 
@@ -29,6 +30,7 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     let trackers = Trackers::of(layout).list(&databases.projections, None).await?;
     findings.extend(processors(config, &trackers));
     findings.extend(event_types(databases, config).await?);
+    findings.extend(verification(databases, config).await?);
     let pending = PendingEmissions::of(layout).count_by_reactor(&databases.projections).await?;
     findings.extend(emissions(config, &pending));
     Ok(findings)
@@ -133,6 +135,30 @@ async fn event_types(databases: &Databases, config: &Config) -> anyhow::Result<V
         Finding::warning("event_types", format!("{place}{}", warning.message), remedy)
     };
     Ok(unknown.iter().map(finding).collect())
+}
+
+/// The projectors that daemons do not verify slice by slice, though they shall.
+async fn verification(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
+    if config.verify.share <= 0.0 {
+        return Ok(Vec::new());
+    }
+    let schema = databases.layout.quoted_schema();
+    let found = match list_unverified(&databases.projections, &schema).await {
+        Err(error) if is_missing_right(&error) => Vec::new(),
+        found => found?,
+    };
+    let is_declared = |found: &Unverified| config.processors.iter().any(|one| one.name == found.processor);
+    let finding = |Unverified { processor, because, lasting, .. }: Unverified| {
+        let message = format!("`[verify]` does not verify {processor}: {because}");
+        let remedy = match lasting {
+            true => {
+                format!("`espctl verify {processor}` verifies all of its rows, as often as somebody runs it")
+            }
+            false => "correct this; the daemon tries again by itself, at least once in an hour".to_owned(),
+        };
+        Finding::warning("verification", message, remedy)
+    };
+    Ok(found.into_iter().filter(is_declared).map(finding).collect())
 }
 
 /// What reactors have emitted that nobody moves into the event store any more.

@@ -48,6 +48,6 @@ fn level_of(topic: Topic) -> Option<Level> {
         | Topic::RebuildWaits
         | Topic::RowsDiffer
         | Topic::HandlersChanged => Some(Level::Warning),
-        Topic::Standby | Topic::HorizonHeldBack | Topic::OtherVersion => None,
+        Topic::Standby | Topic::HorizonHeldBack | Topic::OtherVersion | Topic::NotVerified => None,
     }
 }

@@ -1,16 +1,22 @@
 //! Verifies the tables of projectors slice by slice, a share of the aggregates each day.
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, Postgres};
 use uuid::Uuid;
 
+use super::beginning::unlock_session;
 use super::{Beside, Listener, Rebuilding, Selection};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::processing::rebuild::{
-    Difference, KEYS_MAX, Slice, Verification, clear_found, list_verifications, note_slice, pace,
+    Difference, KEYS_MAX, Slice, Verification, clear_found, forget_unverified, list_verifications,
+    note_slice, note_unverified, pace,
 };
+
+/// Nobody is told how far a slice is.
+const SILENT: Listener<'static> = Listener { progress: &|_| (), note: &|_| () };
 
 /// A slice that was verified.
 #[derive(Debug)]
@@ -32,6 +38,24 @@ struct DueSlice {
     after: Option<Uuid>,
     /// How many aggregates it has.
     size: i64,
+    /// When the slice before was verified, of whichever version; `None`: none was.
+    recorded_at: Option<DateTime<Utc>>,
+}
+
+impl VerifiedSlice {
+    fn of(aggregates: i64, difference: &Difference) -> Self {
+        let (rows, differing) = sum(difference);
+        let keys = keys_of(difference).iter().take(5).map(Value::to_string).collect();
+        Self { aggregates, rows, differing, keys }
+    }
+}
+
+impl Rebuilding<'_> {
+    /// Compares the rows of the slice that it was begun with.
+    async fn compare_slice(&mut self) -> Result<Difference, OperatorError> {
+        self.catch_up().await?;
+        self.compare().await
+    }
 }
 
 impl Operator<'_> {
@@ -45,26 +69,56 @@ impl Operator<'_> {
         name: &str,
         share: f64,
     ) -> Result<Option<VerifiedSlice>, OperatorError> {
-        let Some(DueSlice { version, after, size }) = self.find_due_slice(name, share).await? else {
+        if !self.is_slice_due(name, share).await? {
             return Ok(None);
-        };
+        }
+        self.refuse_unsuitable(&self.find(name).await?, self.declaration(name)?, Beside::Verification)?;
+        let mut worker = self.lock_versions_after_slice(name, SILENT).await?;
+        // Another daemon may have verified it since.
+        match self.find_due_slice(name, share).await {
+            Ok(Some(due)) => self.verify_due(name, due, worker).await,
+            other => {
+                let _ = unlock_session(&mut worker, name).await;
+                other.map(|_| None)
+            }
+        }
+    }
+
+    /// Verifies a slice and records it, by a session that has the lock of the versions until then.
+    async fn verify_due(
+        &self,
+        name: &str,
+        due: DueSlice,
+        worker: PoolConnection<Postgres>,
+    ) -> Result<Option<VerifiedSlice>, OperatorError> {
+        let DueSlice { version, after, size, recorded_at } = due;
         let (aggregates, last) = self.find_slice_end(after, size).await?;
         let upto = last.filter(|_| aggregates == size);
-        let difference = self.compare_slice(name, after, upto).await?;
-        let (rows, differing) = sum(&difference);
-        let found = (differing > 0).then(|| keys_of(&difference));
-        let slice = Slice {
-            processor: name,
-            version,
-            upto,
-            aggregates,
-            compared_rows: rows,
-            differing_rows: differing,
-            found: found.clone().map(Value::from),
+        let selection = Selection { between: Some((after, upto)), ..Selection::default() };
+        let what = (Beside::Verification, &selection);
+        let mut scratch = Rebuilding::begin_locked(*self, name, what, SILENT, worker).await?;
+        let compared = scratch.compare_slice().await;
+        let noted = match &compared {
+            Ok(difference) => {
+                let (compared_rows, differing_rows) = sum(difference);
+                let found = (differing_rows > 0).then(|| Value::from(keys_of(difference)));
+                let slice = Slice {
+                    processor: name,
+                    version,
+                    upto,
+                    aggregates,
+                    compared_rows,
+                    differing_rows,
+                    found,
+                };
+                note_slice(&mut *scratch.worker, self.trackers().schema(), &slice, recorded_at).await
+            }
+            Err(_) => Ok(false),
         };
-        note_slice(&self.databases.projections, self.trackers().schema(), &slice).await?;
-        let keys = found.unwrap_or_default().iter().take(5).map(Value::to_string).collect();
-        Ok(Some(VerifiedSlice { aggregates, rows, differing, keys }))
+        scratch.remove().await?;
+        let (difference, is_noted) = (compared?, noted?);
+        // Who has lost the lock meanwhile leaves the slice to whoever has it.
+        Ok(is_noted.then(|| VerifiedSlice::of(aggregates, &difference)))
     }
 
     /// Whether the next slice of a projector's aggregates is to be verified now.
@@ -74,8 +128,10 @@ impl Operator<'_> {
 
     async fn find_due_slice(&self, name: &str, share: f64) -> Result<Option<DueSlice>, OperatorError> {
         let version = self.find(name).await?.version;
-        let known = list_verifications(&self.databases.projections, self.trackers().schema()).await?;
-        let known = known.into_iter().find(|row| row.processor == name && row.version == version);
+        let rows = list_verifications(&self.databases.projections, self.trackers().schema()).await?;
+        let row = rows.into_iter().find(|row| row.processor == name);
+        let recorded_at = row.as_ref().map(|row| row.verified_at);
+        let known = row.filter(|row| row.version == version);
         let all = match known.as_ref().and_then(|row| row.all_aggregates) {
             Some(all) => all,
             None => self.estimate_aggregates(name).await?,
@@ -86,30 +142,35 @@ impl Operator<'_> {
         if known.as_ref().is_some_and(|row| !is_due(row)) {
             return Ok(None);
         }
-        Ok(Some(DueSlice { version, after: known.and_then(|row| row.after_aggregate), size }))
+        let after = known.and_then(|row| row.after_aggregate);
+        Ok(Some(DueSlice { version, after, size, recorded_at }))
+    }
+
+    /// Records what has come of a try to verify a slice: a projector that is not verified, though that is wanted, is told of by others.
+    /// `is_lasting`: whether that stays so until its declaration changes.
+    pub(crate) async fn note_tried(
+        &self,
+        name: &str,
+        tried: &Result<Option<VerifiedSlice>, OperatorError>,
+        is_lasting: bool,
+    ) -> Result<(), sqlx::Error> {
+        let (projections, schema) = (&self.databases.projections, self.trackers().schema().to_owned());
+        match tried {
+            Ok(Some(_)) => forget_unverified(projections, &schema, name).await,
+            Ok(None) | Err(OperatorError::Building { .. } | OperatorError::Unknown { .. }) => Ok(()),
+            // A database that does not answer takes no note either.
+            Err(OperatorError::Database(error)) if error.as_database_error().is_none() => Ok(()),
+            Err(error) => {
+                let because = error.to_string();
+                let because = because.strip_prefix("nothing was done: ").unwrap_or(&because);
+                note_unverified(projections, &schema, name, (because, is_lasting)).await
+            }
+        }
     }
 
     /// Forgets which rows were found to differ, because all of them are as they should be.
     pub(crate) async fn clear_found(&self, name: &str) -> Result<(), OperatorError> {
         Ok(clear_found(&self.databases.projections, self.trackers().schema(), name).await?)
-    }
-
-    async fn compare_slice(
-        &self,
-        name: &str,
-        after: Option<Uuid>,
-        upto: Option<Uuid>,
-    ) -> Result<Difference, OperatorError> {
-        let silent = Listener { progress: &|_| (), note: &|_| () };
-        let selection = Selection { between: Some((after, upto)), ..Selection::default() };
-        let mut scratch =
-            Rebuilding::begin_with(*self, name, Beside::Verification, &selection, silent).await?;
-        let compared = match scratch.catch_up().await {
-            Ok(()) => scratch.compare().await,
-            Err(error) => Err(error),
-        };
-        scratch.remove().await?;
-        compared
     }
 
     /// The last aggregate of a slice that begins behind one, and how many there are. Each is found in the index of aggregates.

@@ -65,7 +65,7 @@ struct Column {
 from_row!(Column { table, name, is_uuid, key });
 
 fn not_apart(name: &str, reason: &str) -> OperatorError {
-    OperatorError::Blocked(format!("the rows of single aggregates of {name} cannot be told apart: {reason}"))
+    OperatorError::NotApart { name: name.to_owned(), reason: reason.to_owned() }
 }
 
 impl Operator<'_> {

@@ -63,7 +63,9 @@ pub(crate) async fn find_since(
         let selection = Selection::of(aggregate);
         let begun = Rebuilding::begin_with(operator, name, Beside::Verification, &selection, listener).await;
         let mut scratch = match begun {
-            Err(OperatorError::Blocked(reason)) => return Ok(Some(reason)),
+            Err(OperatorError::Blocked(reason) | OperatorError::NotApart { reason, .. }) => {
+                return Ok(Some(reason));
+            }
             begun => begun?,
         };
         let traced = scratch.trace(aggregate, &places, difference).await;

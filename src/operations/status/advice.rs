@@ -111,6 +111,8 @@ pub(crate) enum Topic {
     RebuildWaits,
     /// Another version than the declared one serves.
     OtherVersion,
+    /// Nobody verifies the rows, though `[verify]` is declared.
+    NotVerified,
     /// Open transactions hold the settled horizon back. This concerns all processors alike.
     HorizonHeldBack,
 }
@@ -148,6 +150,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         of_worker(status),
         of_refused_reload(status, surroundings.refused),
         of_rows_that_differ(status),
+        of_rows_not_verified(status, surroundings.now),
         of_handler_change(status, surroundings.now),
         of_other_version(status, surroundings),
         holders::of_horizon(status, surroundings.now),
@@ -197,6 +200,21 @@ fn of_rows_that_differ(status: &ProcessorStatus) -> Option<Advice> {
          events say. This is told until `espctl verify {name}` of all rows finds no difference."
     );
     Some(Advice::new(Topic::RowsDiffer, problem, found.found_at, remedy))
+}
+
+/// For how long slices may not come before that is told: while a version is built, none do.
+const UNVERIFIED_FOR: TimeDelta = TimeDelta::hours(1);
+
+/// Rows that nobody verifies, though somebody wants that. Of what lasts, `espctl doctor` tells.
+fn of_rows_not_verified(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
+    let found =
+        status.unverified.as_ref().filter(|found| !found.lasting && now - found.since > UNVERIFIED_FOR)?;
+    let name = &status.name;
+    let problem = format!("`[verify]` stands still for {name}: {}.", found.because.trim_end_matches('.'));
+    let remedy = format!(
+        "Correct this. The daemon tries again by itself, at least once in an hour; `espctl verify {name} --sample 1` tries at once."
+    );
+    Some(Advice::new(Topic::NotVerified, problem, Some(found.since), remedy))
 }
 
 /// A version that serves although the configuration declares another one.

@@ -83,6 +83,7 @@ async fn complete(
 ) -> Result<(), sqlx::Error> {
     let mut builds: BTreeMap<_, _> = rebuild::list(projections, layout).await?.into_iter().collect();
     let mut verifications = verification::list(projections, layout).await?;
+    let mut unverified = verification::list_not_verified(projections, layout).await?;
     let mut reset_waits = lock_wait::list_of_resets(projections, layout).await?;
     for status in statuses {
         status.reset_wait = reset_waits.remove(&status.name);
@@ -92,6 +93,7 @@ async fn complete(
         }
         let verified = verifications.remove(&status.name);
         status.verification = verified.filter(|verified| verified.version == status.version);
+        status.unverified = unverified.remove(&status.name);
         status.worker = worker::of(workers, &status.name, status.owner.as_deref());
         if is_without_process(status) {
             status.state = ProcessorState::Stopped;
@@ -210,6 +212,7 @@ fn of_row(
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
         rebuild: None,
         verification: None,
+        unverified: None,
         advice: Vec::new(),
         name: row.name,
         kind: row.kind,

@@ -103,6 +103,7 @@ fn times(group: &[&Advice], now: DateTime<Utc>) -> Option<String> {
             | Topic::StandingStill
             | Topic::HorizonHeldBack
             | Topic::RebuildWaits
+            | Topic::NotVerified
             | Topic::OtherVersion => {
                 format!("For {age}")
             }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 use crate::postgres::sqlstate::is_missing_right;
-use crate::processing::rebuild::list_verifications;
+use crate::processing::rebuild::{Unverified, list_unverified, list_verifications};
 use crate::store::layout::Layout;
 
 /// The last slices. The field names are an interface: `espctl status --json` prints them.
@@ -28,6 +28,32 @@ pub(crate) struct VerificationStatus {
     pub found_at: Option<DateTime<Utc>>,
     /// Some of their keys.
     pub found: Option<Value>,
+}
+
+/// Why slices of a projector are not verified, though `[verify]` is declared. The field names are an interface.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct UnverifiedStatus {
+    /// Why.
+    pub because: String,
+    /// Whether it stays so until the declaration of the projector changes.
+    pub lasting: bool,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
+/// Of each projector that is not verified, as daemons have found out lately.
+pub(super) async fn list_not_verified(
+    connection: &mut PgConnection,
+    layout: &Layout,
+) -> Result<BTreeMap<String, UnverifiedStatus>, sqlx::Error> {
+    let rows = match list_unverified(connection, &layout.quoted_schema()).await {
+        Err(error) if is_missing_right(&error) => Vec::new(),
+        rows => rows?,
+    };
+    let status = |Unverified { processor, because, lasting, since }| {
+        (processor, UnverifiedStatus { because, lasting, since })
+    };
+    Ok(rows.into_iter().map(status).collect())
 }
 
 /// Of each projector that was verified so.

@@ -87,12 +87,15 @@ pub(crate) async fn list_verifications(
     sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
 }
 
-/// Records a slice.
+/// Records a slice, unless another one was recorded since it was looked which one is due: the last one was at `recorded_at` then,
+/// and `None` means that there was none. A slice that counts twice would end a round too early, and with it what the round has found.
+/// Returns whether it was recorded.
 pub(crate) async fn note_slice(
     connection: impl PgExecutor<'_>,
     schema: &str,
     slice: &Slice<'_>,
-) -> Result<(), sqlx::Error> {
+    recorded_at: Option<DateTime<Utc>>,
+) -> Result<bool, sqlx::Error> {
     // Until a whole round has found none.
     let is_kept = "v.version = $2 and not ($3::uuid is null and v.found_at <= v.round_began_at)";
     let statement = format!(
@@ -111,15 +114,18 @@ pub(crate) async fn note_slice(
            round_began_at = case when $3::uuid is null or v.version <> $2 then excluded.round_began_at else v.round_began_at end,
            found_at = case when $6 > 0 then excluded.found_at when {is_kept} then v.found_at end,
            differing_rows = case when $6 > 0 then $6 when {is_kept} then v.differing_rows else 0 end,
-           found = case when $6 > 0 then $7 when {is_kept} then v.found end"
+           found = case when $6 > 0 then $7 when {is_kept} then v.found end
+         where v.verified_at = $8"
     );
     let Slice { processor, version, upto, aggregates, compared_rows, differing_rows, found } = slice;
     let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
     let query = query.bind(processor).bind(version).bind(upto).bind(aggregates).bind(compared_rows);
-    query.bind(differing_rows).bind(found.as_ref().map(Json)).execute(connection).await.map(drop)
+    let query = query.bind(differing_rows).bind(found.as_ref().map(Json)).bind(recorded_at);
+    Ok(query.execute(connection).await?.rows_affected() > 0)
 }
 
-/// Forgets which rows differ: all of them have been verified since.
+/// Forgets which rows differ: all of them have been verified since. Who has verified them has the lock of the versions still, so no
+/// slice was recorded meanwhile.
 pub(crate) async fn clear_found(
     connection: impl PgExecutor<'_>,
     schema: &str,
@@ -135,6 +141,62 @@ pub(crate) async fn clear_found(
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Why a projector is not verified, though that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unverified {
+    pub(crate) processor: String,
+    pub(crate) because: String,
+    /// Whether it stays so until its declaration changes.
+    pub(crate) lasting: bool,
+    pub(crate) since: DateTime<Utc>,
+}
+
+from_row!(Unverified { processor, because, lasting, since });
+
+/// For how long a row counts that says why a projector is not verified: whoever tries does so more often.
+const COUNTS: &str = "3 hours";
+
+/// The projectors that are not verified.
+pub(crate) async fn list_unverified(
+    connection: impl PgExecutor<'_>,
+    schema: &str,
+) -> Result<Vec<Unverified>, sqlx::Error> {
+    let statement = format!(
+        "-- list_unverified
+         select processor, because, lasting, since from {schema}.unverified
+         where updated_at > clock_timestamp() - interval '{COUNTS}' order by processor"
+    );
+    sqlx::query_as(AssertSqlSafe(statement)).persistent(false).fetch_all(connection).await
+}
+
+/// Records why a projector is not verified.
+pub(crate) async fn note_unverified(
+    connection: impl PgExecutor<'_>,
+    schema: &str,
+    processor: &str,
+    (because, lasting): (&str, bool),
+) -> Result<(), sqlx::Error> {
+    let statement = format!(
+        "-- note_unverified
+         insert into {schema}.unverified as u (processor, because, lasting) values ($1, $2, $3)
+         on conflict (processor) do update set because = $2, lasting = $3, updated_at = clock_timestamp(),
+           since = case when u.updated_at > clock_timestamp() - interval '{COUNTS}' then u.since else clock_timestamp() end"
+    );
+    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+    query.bind(processor).bind(because).bind(lasting).execute(connection).await.map(drop)
+}
+
+/// Records that a projector is verified.
+pub(crate) async fn forget_unverified(
+    connection: impl PgExecutor<'_>,
+    schema: &str,
+    processor: &str,
+) -> Result<(), sqlx::Error> {
+    let statement = format!("-- forget_unverified\ndelete from {schema}.unverified where processor = $1");
+    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(processor);
+    query.execute(connection).await.map(drop)
 }
 
 #[cfg(test)]
