@@ -2,6 +2,7 @@
 
 mod altering;
 mod deciding;
+mod deploying;
 mod exchanging;
 mod giving_up;
 mod guards;

@@ -4,13 +4,13 @@ use super::*;
 use crate::support::facts::within;
 use crate::support::proxy::Proxy;
 
-const SLOW: &str =
+pub(super) const SLOW: &str =
     "perform pg_sleep(0.3); insert into orders values (event.id, event.id % 3, 'a', 2 * event.id)";
-const CHANGED: (&str, &str) =
+pub(super) const CHANGED: (&str, &str) =
     ("n bigint, tenant text", "insert into orders values (event.id, event.id % 2, 'a')");
 
 /// As [`Fixture::running`], with a daemon that builds.
-async fn building() -> (Fixture, Program) {
+pub(super) async fn building() -> (Fixture, Program) {
     let db = support::database().await;
     let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
     let fixture = Fixture { db, installation };
@@ -22,18 +22,18 @@ async fn building() -> (Fixture, Program) {
 }
 
 impl Fixture {
-    async fn reload(&self) {
+    pub(super) async fn reload(&self) {
         let outcome = self.espctl(&["reload"]).await;
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
     }
 
-    async fn serves(&self, version: i32) {
+    pub(super) async fn serves(&self, version: i32) {
         let query = "select version from espd.trackers where name = 'orders'";
         let what = format!("version {version} serves");
         eventually(&what, async || (self.fact(query).await == version.to_string()).then_some(())).await;
     }
 
-    async fn waits(&self, because: &str) -> serde_json::Value {
+    pub(super) async fn waits(&self, because: &str) -> serde_json::Value {
         eventually("the version waits", async || {
             let status = self.installation.status("orders").await;
             let told =
