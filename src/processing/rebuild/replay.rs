@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection};
 use thiserror::Error;
 
 use super::Beside;
