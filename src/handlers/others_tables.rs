@@ -31,10 +31,18 @@ impl OthersTables {
             .collect();
         // The migrations make a table of this name wherever espd is, and nobody can call it otherwise.
         let statement = "-- list_tables_of_others
-            select c.oid::bigint, n.nspname::text, c.relname::text, n.nspname = any ($1) and c.relname = any ($2)
-            from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-            where c.relkind in ('r', 'p') and (n.nspname = any ($1) and c.relname = any ($2)
-              or exists (select from pg_class as m where m.relnamespace = n.oid and m.relname = 'projection_tables'))";
+            with recursive of_others as (
+              select c.oid, n.nspname::text as schema, c.relname::text as name,
+                n.nspname = any ($1) and c.relname = any ($2) as is_owned
+              from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+              where c.relkind in ('r', 'p') and (n.nspname = any ($1) and c.relname = any ($2)
+                or exists (select from pg_class as m where m.relnamespace = n.oid and m.relname = 'projection_tables'))
+              union
+              -- A partition is a part of its table.
+              select i.inhrelid, o.schema, o.name, o.is_owned
+              from of_others as o join pg_inherits as i on i.inhparent = o.oid
+            )
+            select oid::bigint, schema, name, is_owned from of_others";
         let names: Vec<&str> = owners.keys().copied().collect();
         let query = sqlx::query_as(statement).persistent(false).bind(schemas).bind(names);
         let found: Vec<(i64, String, String, bool)> = query.fetch_all(&mut *connection).await?;

@@ -239,14 +239,15 @@ fn may_alter(ddl: &SourceText) -> bool {
 fn read_ddl(value: &Value<'_>) -> Vec<SourceText> {
     let statements =
         value.items("write a list of statements: ddl = [\"create index …\"]").unwrap_or_default();
-    for statement in &statements {
-        let text = statement.sql();
-        if let Some(command) = text.as_ref().and_then(|sql| find_transaction_command(&sql.text)) {
+    let read = |statement: &Value<'_>| {
+        let sql = statement.sql()?;
+        if let Some(command) = find_transaction_command(&sql.text) {
             let advice = "remove it: tables, ddl and position are committed together";
             statement.location.report(format!("`{command}` is not for ddl"), advice);
         }
-    }
-    statements.iter().filter_map(Value::sql).collect()
+        Some(sql)
+    };
+    statements.iter().filter_map(read).collect()
 }
 
 /// A command that would end the transaction in which the tables are made.

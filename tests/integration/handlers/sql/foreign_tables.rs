@@ -166,7 +166,7 @@ async fn declared_statements_that_change_a_table_of_another_or_of_espd_are_not_c
         ("drop table later cascade", "later"),
         ("truncate parted_low", "parted"),
         ("alter table later add column more int", "later"),
-        ("delete from espd.trackers where false", "espd.trackers"),
+        ("delete from espd.dead_letters where false", "espd.dead_letters"),
         ("drop table espd.dead_letters cascade", "espd.dead_letters"),
         (
             "insert into espd.events (aggregate_id, type, version, body) values (gen_random_uuid(), 'A', 1, '1')",

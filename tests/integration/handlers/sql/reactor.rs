@@ -297,8 +297,6 @@ async fn what_is_emitted_for_another_database_is_kept_until_it_is_moved() {
 
 #[tokio::test]
 async fn an_empty_key_and_no_type_are_refused_in_words_and_so_is_a_cancel_elsewhere() {
-    let db = support::database().await;
-    let ids = insert(&db.pool, &["Asked"]).await;
     for (call, words) in [
         (
             "emit_after('Answered', event.aggregate_id, '{}', '1 hour', key => '')",
@@ -310,12 +308,16 @@ async fn an_empty_key_and_no_type_are_refused_in_words_and_so_is_a_cancel_elsewh
         ),
         ("emit(null, event.aggregate_id, '{}')", "reactor answering emits an event whose type is null"),
     ] {
+        let db = support::database().await;
+        let ids = insert(&db.pool, &["Asked"]).await;
         let declaration = answering(&format!("perform espd.{call}"), Start::Beginning);
         let mut running = Running::start(&db.pool, declaration).await.unwrap();
         let refused = failure(running.process(ids[0]).await.unwrap());
         assert!(refused.message.contains(words), "{refused}");
         assert_eq!(refused.sqlstate.as_deref(), Some("ES004"));
     }
+    let db = support::database().await;
+    let ids = insert(&db.pool, &["Asked"]).await;
     let cancel = "perform espd.cancel('')";
     let mut running = Running::start(&db.pool, answering(cancel, Start::Beginning)).await.unwrap();
     let outcome = running.process(ids[0]).await.unwrap();

@@ -100,7 +100,8 @@ async fn a_store_that_goes_back_once_more_has_less_in_common() {
     eventually("it is recorded", async || (numbers(&db.pool, recorded).await == [10]).then_some(())).await;
     execute(&db.pool, "delete from espd.events where id > 6; select setval('espd.events_id_seq', 6)").await;
     append(&db.pool, 20).await;
-    assert_eq!(last_common(&installation, "paused").await, 6);
+    let common = last_common(&installation, "paused").await;
+    assert!(common.as_i64().is_some_and(|common| common <= 6), "{common}");
     installation.espctl(&["reset", "paused", "--yes"]).await.printed();
     installation.espctl(&["resume", "paused"]).await;
     installation.espctl(&["wait", "paused", "--timeout", "60s"]).await.printed();
