@@ -210,6 +210,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
         "compares with row security turned off, within transactions of those who call it",
     ),
     ("processing/rebuild/indexes.rs", "changes indexes and reads catalogs"),
+    ("processing/rebuild/rights.rs", "gives schemas and tables to owners"),
     ("processing/rebuild/shares.rs", "within transactions that it begins so"),
     ("processing/rebuild/place.rs", "within transactions that it begins so"),
     ("processing/rebuild/moves.rs", "within the transaction of those who call it"),

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgExecutor;
 
-use super::{Claim, TrackerRow, Trackers, is_claimed};
+use super::{Claim, Trackers, is_claimed};
 use crate::event::Position;
 use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
@@ -32,14 +32,8 @@ impl Claim {
     }
 }
 
-impl TrackerRow {
-    /// Whether the last owner had other handlers than the `present` ones, and they have handled events.
-    pub(crate) fn was_handled_by_other(&self, present: &str) -> bool {
-        have_changed(self.handlers.as_deref(), present, self.position)
-    }
-}
-
-fn have_changed(last: Option<&str>, present: &str, position: Position) -> bool {
+/// Whether there were other handlers `last` than the `present` ones, and they have handled events.
+pub(super) fn have_changed(last: Option<&str>, present: &str, position: Position) -> bool {
     position > Position::START && last.is_some_and(|last| last != present)
 }
 

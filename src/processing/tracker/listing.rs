@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, PgExecutor};
 
 use uuid::Uuid;
 
+use super::handlers::have_changed;
 use super::{HandlerChange, Memory, Outage, ProcessorKey, Trackers};
 use crate::event::{Position, StoredTime};
 use crate::postgres::row::from_row;
@@ -139,6 +140,11 @@ impl TrackerRow {
     /// Returns the key of the tracker.
     pub fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.name.clone(), version: self.version, partition: self.partition }
+    }
+
+    /// Whether the last owner had other handlers than the `present` ones, and they have handled events.
+    pub(crate) fn was_handled_by_other(&self, present: &str) -> bool {
+        have_changed(self.handlers.as_deref(), present, self.position)
     }
 
     /// Returns what the tracker remembers of the store.
