@@ -260,6 +260,7 @@ mod tests {
         "'uuid %s is stored already, but not the whole append'",
         "( events",
         ", events",
+        ". events",
         ": events",
         "; events",
         "= events",

@@ -168,7 +168,7 @@ mod tests {
         }
         assert_eq!(
             end("id int); delete from a; create table b (id int", None).unwrap(),
-            "); delete from a; create table b (id int"
+            "; delete from a; create table b (id int"
         );
         assert_eq!(end("(id int); delete from a", None).unwrap(), "; delete from a");
         assert_eq!(end("(id int);", Some("with (fillfactor = 70)")).unwrap(), ";");

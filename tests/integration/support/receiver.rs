@@ -117,7 +117,8 @@ impl Receiver {
         acceptor: Option<TlsAcceptor>,
         script: impl Fn(&Received) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        // A process that another test has just forked may have the socket that was there before for a moment.
+        let listener = eventually("a free address", async || TcpListener::bind(address).await.ok()).await;
         let address = listener.local_addr().unwrap();
         let (notes, connections) = (Arc::default(), Arc::default());
         let busy = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));

@@ -566,7 +566,7 @@ async fn a_daemon_that_has_nothing_to_build_goes_on_within_seconds_where_an_oper
     eventually("he builds it", async || (fixture.state().await == "building").then_some(())).await;
     operator.signal(Signal::SIGKILL);
     operator.ended().await;
-    within(Duration::from_secs(15), "the daemon builds it", async || {
+    within(Duration::from_secs(30), "the daemon builds it", async || {
         let status = fixture.installation.status("orders").await;
         let build = &status["rebuild"];
         let is_its = build["builder"].as_str().is_some_and(|builder| !builder.contains('@'));
