@@ -213,14 +213,15 @@ impl Watcher {
             elapsed: std::mem::replace(&mut session.looked, Instant::now()).elapsed(),
         };
         self.publish(horizon);
-        self.check_again(session).await?;
+        self.check_again(session, moved > 0).await?;
         Ok(look)
     }
 
     /// Makes the checks whose time has come: who waits for events does not wait for them.
-    async fn check_again(&mut self, session: &mut Session) -> Result<(), ConnectionError> {
-        session.check_again(&self.layout).await?;
-        if self.history.is_none_or(|(_, read)| read.elapsed() >= IDLE_CHECK_INTERVAL) {
+    async fn check_again(&mut self, session: &mut Session, is_busy: bool) -> Result<(), ConnectionError> {
+        session.check_again(&self.layout, is_busy).await?;
+        let interval = if is_busy { 2 * IDLE_CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL };
+        if self.history.is_none_or(|(_, read)| read.elapsed() >= interval) {
             self.compare_history(session).await?;
         }
         Ok(())

@@ -77,9 +77,13 @@ impl Session {
     }
 
     /// Checks the preconditions again where their time has come.
-    pub(super) async fn check_again(&mut self, layout: &Layout) -> Result<(), ConnectionError> {
+    pub(super) async fn check_again(
+        &mut self,
+        layout: &Layout,
+        is_busy: bool,
+    ) -> Result<(), ConnectionError> {
         let Self { connection, observer, verification, .. } = self;
-        verification.check_again(connection, observer, layout).await
+        verification.check_again(connection, observer, layout, is_busy).await
     }
 
     /// Sets the bell, if there is one that this session can set.

@@ -72,7 +72,8 @@ impl Verification {
         Ok(self.unverified.is_none())
     }
 
-    /// Makes the checks whose time has come. No observation depends on them, so none waits for them.
+    /// Makes the checks whose time has come. No observation depends on them, so none waits for them. `is_busy`: events have just been
+    /// found, and whoever handles them needs the server; what is due for less than once more its time can wait.
     ///
     /// # Errors
     /// A precondition is not met.
@@ -81,13 +82,15 @@ impl Verification {
         connection: &mut ListenConnection,
         observer: &mut Observer,
         layout: &Layout,
+        is_busy: bool,
     ) -> Result<(), ConnectionError> {
+        let times = if is_busy { 2 } else { 1 };
         if observer.is_closed() {
             return Ok(());
         }
-        if is_over(self.checked, IDLE_CHECK_INTERVAL) {
+        if is_over(self.checked, IDLE_CHECK_INTERVAL * times) {
             self.check(connection, observer, layout).await?;
-        } else if self.is_check_of_rows_due() {
+        } else if self.is_check_of_rows_due(times) {
             connection.check_rows(layout).await?;
             self.note_rows_checked();
         }
@@ -122,8 +125,9 @@ impl Verification {
         self.verified = self.verified.take().filter(|verified| verified == structure);
     }
 
-    fn is_check_of_rows_due(&self) -> bool {
-        is_over(self.rows_checked, if self.has_moved { CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL })
+    fn is_check_of_rows_due(&self, times: u32) -> bool {
+        let interval = if self.has_moved { CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL };
+        is_over(self.rows_checked, interval * times)
     }
 
     fn note_rows_checked(&mut self) {
