@@ -10,6 +10,8 @@
 //! has read is received after that look.
 //!
 //! Before a long wait it sets the bell (`bell`), so that the functions that append, which do not notify otherwise, wake it.
+//! While it waits, renewals of leases tell it which head they have read: the one that it knows replaces a look of its own, another
+//! one ends the wait.
 //!
 //! What must be true of the store for a horizon to mean anything is checked on every new connection and again and again
 //! (`verification`). While it is not true, the watcher withdraws the horizon and says why.
