@@ -70,9 +70,10 @@ async fn a_writer_notifies_at_most_250_times_a_second_after_the_first_few() {
     let (pool, store) = store().await;
     let mut listener = listen(&pool).await;
     let begin = Instant::now();
-    let times = append_until_heard(&store, &mut listener, 300).await;
+    let times = append_until_heard(&store, &mut listener, 1_000).await;
     let elapsed = begin.elapsed();
-    assert!(times <= 17 + elapsed.as_millis() / 4, "{times} notifications in {elapsed:?}");
+    // As many as may be at once, those that were earned since then, and the last one.
+    assert!(times <= 65 + elapsed.as_millis() / 4, "{times} notifications in {elapsed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
