@@ -1,7 +1,7 @@
 //! Versions side by side: how fast one is built, what that costs those who append, how long a proof takes that tables are what
 //! their events say, and how long readers wait while two versions change places.
 //!
-//! `cargo bench --bench rebuild`; docs/benchmarks.md says what the figures mean. Takes a quarter of an hour and 10 GB of disk.
+//! `cargo bench --bench rebuild`, or one part of it: `cargo bench --bench rebuild -- --part appends`; docs/benchmarks.md says what the figures mean. Takes a quarter of an hour and 10 GB of disk.
 
 #[path = "rebuild/appends.rs"]
 mod appends;
@@ -25,14 +25,22 @@ const PROJECTOR: &str = include_str!("../config/processors/outstanding_todos.tom
 /// The settings of each server, so that no checkpoint falls into one contestant's time alone.
 const SETTINGS: &[(&str, &str)] = &[("max_wal_size", "4GB")];
 
+/// What it measures.
+const PARTS: [&str; 5] = ["building", "workers", "verification", "appends", "swaps"];
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::read()?;
-    building::measure(arguments).await?;
-    workers::measure(arguments).await?;
-    verification::measure(arguments).await?;
-    appends::measure(arguments).await?;
-    swaps::measure(arguments).await
+    let arguments = Arguments::read_with_parts(&PARTS)?;
+    for part in PARTS.into_iter().filter(|part| arguments.wants(part)) {
+        match part {
+            "building" => building::measure(arguments).await?,
+            "workers" => workers::measure(arguments).await?,
+            "verification" => verification::measure(arguments).await?,
+            "appends" => appends::measure(arguments).await?,
+            _ => swaps::measure(arguments).await?,
+        }
+    }
+    Ok(())
 }
 
 /// The projector of the reference workload in a version.

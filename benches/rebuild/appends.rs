@@ -21,28 +21,27 @@ const BODY: &str =
 const CONNECTIONS: u32 = 4;
 
 pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
-    let events = arguments.size(2_000_000, 60_000);
-    let (time, rounds) =
-        (arguments.size(Duration::from_secs(10), Duration::from_secs(1)), arguments.rounds(3));
+    let (events, rounds) = (arguments.size(500_000, 60_000), arguments.rounds(3));
     let server = Server::start(SETTINGS).await?;
     server.load_todo_history(events).await?;
     let installation = Installation::new(&server.url, "warn", &projector(1))?;
     let daemon = installation.start()?;
     wait_until_position(&server, events as i64).await?;
 
-    let bench = Bench { server: &server, installation, time };
+    let bench = Bench { server: &server, installation };
     let (mut alone, mut beside, mut lasted) = (Vec::new(), Vec::new(), Vec::new());
-    let mut version = 1;
-    for number in 0..rounds {
+    // Nobody appends alone for a shorter time than beside a build: the table grows, and the server writes a checkpoint.
+    let mut time = Duration::ZERO;
+    for (number, version) in (0..rounds).zip(2..) {
         for turn in 0..2 {
             bench.rest().await?;
-            if (number + turn) % 2 == 0 {
-                alone.push(bench.run_alone().await?);
+            if (number + turn) % 2 == 1 {
+                alone.push(bench.run_alone(time).await?);
             } else {
-                version += 1;
                 let (rate, took) = bench.run_beside_build(version).await?;
                 beside.push(rate);
-                lasted.push(took);
+                lasted.push(took.as_secs_f64());
+                time = took;
             }
         }
     }
@@ -62,7 +61,6 @@ pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
 struct Bench<'a> {
     server: &'a Server,
     installation: Installation,
-    time: Duration,
 }
 
 impl Bench<'_> {
@@ -74,11 +72,11 @@ impl Bench<'_> {
         self.server.settle().await
     }
 
-    /// Appends per second while the daemon handles what comes.
-    async fn run_alone(&self) -> anyhow::Result<f64> {
+    /// Appends per second for this time, while the daemon handles what comes.
+    async fn run_alone(&self, time: Duration) -> anyhow::Result<f64> {
         let writers = Writers::start(self.server).await?;
         let (begun, before) = (Instant::now(), writers.appended());
-        tokio::time::sleep(self.time).await;
+        tokio::time::sleep(time).await;
         let rate = (writers.appended() - before) as f64 / begun.elapsed().as_secs_f64();
         writers.stop().await?;
         Ok(rate)
@@ -86,7 +84,7 @@ impl Bench<'_> {
 
     /// The same from the time on when the daemon has begun to build a version until that waits for an operator, and how long
     /// that was.
-    async fn run_beside_build(&self, version: i32) -> anyhow::Result<(f64, f64)> {
+    async fn run_beside_build(&self, version: i32) -> anyhow::Result<(f64, Duration)> {
         let declared = format!("version = {version}\napprove = \"manual\"");
         self.installation.declare(&projector(version).replace(&format!("version = {version}"), &declared))?;
         let writers = Writers::start(self.server).await?;
@@ -95,8 +93,8 @@ impl Bench<'_> {
         wait_until(self.server, &format!("{progress} and position > 0"), "a build").await?;
         let (begun, before) = (Instant::now(), writers.appended());
         wait_until(self.server, &format!("{progress} and blocked_because is not null"), "its end").await?;
-        let took = begun.elapsed().as_secs_f64();
-        let rate = (writers.appended() - before) as f64 / took;
+        let took = begun.elapsed();
+        let rate = (writers.appended() - before) as f64 / took.as_secs_f64();
         writers.stop().await?;
         Ok((rate, took))
     }

@@ -24,11 +24,18 @@ pub(crate) const SCHEMA: &str = "espd";
 pub(crate) struct Arguments {
     quick: bool,
     rounds: Option<usize>,
+    /// The only part to run; `None`: all of them.
+    part: Option<&'static str>,
 }
 
 impl Arguments {
     /// Reads the command line: `--quick`, `--rounds N`, and cargo's own `--bench`.
     pub(crate) fn read() -> anyhow::Result<Self> {
+        Self::read_with_parts(&[])
+    }
+
+    /// As [`Self::read`], also `--part NAME`, for a benchmark that has these parts.
+    pub(crate) fn read_with_parts(parts: &[&'static str]) -> anyhow::Result<Self> {
         let mut read = Self::default();
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -36,6 +43,11 @@ impl Arguments {
                 "--quick" => read.quick = true,
                 "--rounds" => {
                     read.rounds = Some(arguments.next().context("--rounds takes a number")?.parse()?)
+                }
+                "--part" if !parts.is_empty() => {
+                    let named = arguments.next();
+                    let found = parts.iter().find(|part| named.as_deref() == Some(**part));
+                    read.part = Some(found.with_context(|| format!("the parts are {}", parts.join(", ")))?);
                 }
                 "--bench" => {}
                 other => bail!("unknown argument {other}; there are --quick and --rounds N"),
@@ -47,6 +59,11 @@ impl Arguments {
     /// What a round is made of: as much as it takes, or just enough to show that the benchmark works.
     pub(crate) fn size<T>(self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
+    }
+
+    /// Whether a part is to run.
+    pub(crate) fn wants(self, part: &str) -> bool {
+        self.part.is_none_or(|only| only == part)
     }
 
     /// How often everything is measured.
