@@ -21,7 +21,7 @@ const BODY: &str =
 const CONNECTIONS: u32 = 4;
 
 pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
-    let (events, rounds) = (arguments.size(500_000, 60_000), arguments.rounds(3));
+    let (events, rounds) = (arguments.size(2_000_000, 60_000), arguments.rounds(3));
     let server = Server::start(SETTINGS).await?;
     server.load_todo_history(events).await?;
     let installation = Installation::new(&server.url, "warn", &projector(1))?;
