@@ -243,7 +243,7 @@ impl Webhook {
             Deliveries::of(base, request.claim)
                 .record_dead_letters(transaction.connection(), position, upto)
                 .await?;
-            let pending_retry = dispatch.queue.next_pending_retry();
+            let pending_retry = dispatch.queue.first_pending_retry();
             let position = request.claim.position;
             transaction
                 .finish(Progress {

@@ -93,7 +93,7 @@ enum Value {
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 41] = [
+pub(crate) const METRICS: [Metric; 42] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
@@ -172,8 +172,13 @@ pub(crate) const METRICS: [Metric; 41] = [
     ),
     gauge(
         "espd_processor_attempts",
-        "How often in a row the present event has failed.",
+        "How often in a row the event that fails has failed; of several, the first.",
         Value::Processor(|status| f64::from(status.attempts)),
+    ),
+    gauge(
+        "espd_processor_failing_events",
+        "Events that fail and are tried again, or stop the processor. Of a webhook there may be several.",
+        Value::Processor(|status| status.failing_events as f64),
     ),
     gauge(
         "espd_processor_owned",

@@ -157,8 +157,13 @@ pub(crate) struct ProcessorStatus {
     pub diverged: Option<Divergence>,
     /// When an owner last came with other handlers; `None`: never since the tables were made.
     pub handler_change: Option<HandlerChange>,
-    /// The failure that stops it.
+    /// The failure that stops it; of several events that fail, that of the first.
     pub last_error: Option<Failure>,
+    /// How many events fail and are tried again, or stop it. Of a webhook there may be several: events of other aggregates go on.
+    pub failing_events: i64,
+    /// Whether events of other aggregates than that of one that fails go on.
+    #[serde(skip)]
+    pub goes_on_beside: bool,
     /// When the failing event will be tried again.
     pub next_retry_at: Option<DateTime<Utc>>,
     /// When an operator paused the processor.
@@ -224,6 +229,8 @@ impl ProcessorStatus {
             handler_change: None,
             attempts: 0,
             last_error: None,
+            failing_events: 0,
+            goes_on_beside: false,
             next_retry_at: None,
             paused_at: None,
             paused_by: None,

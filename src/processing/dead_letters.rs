@@ -161,6 +161,23 @@ impl DeadLetters {
         Ok(Some((row.try_get::<i32, _>("attempts")?.unsigned_abs(), row.try_get("blocks")?)))
     }
 
+    /// Why an event beyond the position has failed that is tried again; `None`: it has not, or is done.
+    pub(crate) async fn find_failed_beyond(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        id: Position,
+    ) -> Result<Option<Failure>, sqlx::Error> {
+        let statement = format!(
+            "-- find_failed_delivery
+             select failure from {}.deliveries where {} and event_id = {id} and not is_done and failure is not null",
+            self.schema,
+            key.is_processor()
+        );
+        let row: Option<(Json<Failure>,)> = fetch_optional(connection, statement).await?;
+        Ok(row.map(|(Json(failure),)| failure))
+    }
+
     /// Sets an event aside in the caller's transaction, which has locked the tracker and moves the position itself.
     pub(crate) async fn set_aside(
         &self,

@@ -8,7 +8,7 @@ use crate::processing::failure::Failure;
 /// An event that waits for another attempt while others go on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PendingRetry {
-    /// Why the event that is due next could not be handled.
+    /// Why the event could not be handled.
     pub failure: Failure,
     /// How often the event has been tried.
     pub attempts: u32,
@@ -25,7 +25,7 @@ pub(crate) struct Progress<'p> {
     pub(crate) handled: i32,
     /// Whether the first event after the position has failed.
     pub(crate) failing: bool,
-    /// The event that is due next for another attempt while others go on, if one is.
+    /// The first event that waits for another attempt while others go on, if one does.
     pub(crate) pending_retry: Option<&'p PendingRetry>,
 }
 

@@ -8,8 +8,9 @@ use crate::operations::operator::Operator;
 
 #[derive(Args)]
 #[command(
-    after_help = "Without --event, it is the event that the processor fails at now: `espctl status NAME` shows it. Another one is\n\
-    set aside before the processor comes to it. `skip` lets later events of its aggregate go on without it; `park` has\n\
+    after_help = "Without --event, it is the event that the processor fails at now: `espctl status NAME` shows it.\n\
+    Of a webhook several may fail: it is the first of them. Another one is set aside before the\n\
+    processor comes to it. `skip` lets later events of its aggregate go on without it; `park` has\n\
     them wait behind it. The event becomes a dead letter: `espctl dead-letters retry` has it handled later.\n\n\
     Examples:\n  \
     espctl dead-letters skip outstanding_todos\n  \

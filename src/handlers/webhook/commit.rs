@@ -35,7 +35,7 @@ impl Webhook {
         // What requests result in from here on is not part of it.
         let plan = queue.plan_commit();
         let handled = i32::try_from(plan.done.len()).unwrap_or(i32::MAX);
-        let pending_retry = queue.next_pending_retry();
+        let pending_retry = queue.first_pending_retry();
         queue.mark_attempted(plan.position);
         let failing = pending_retry.is_some();
         let progress =

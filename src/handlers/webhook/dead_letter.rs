@@ -38,7 +38,10 @@ impl Webhook {
             return Ok(Outcome::Committed { position, handled: 0, failure: Some(failure) });
         }
         let handled = i32::from(delivery.is_some());
-        transaction.finish(Progress { position, handled, failing: false, pending_retry: None }).await?;
+        // Others may fail all the same.
+        let pending_retry = self.dispatch.queue.first_pending_retry();
+        let (failing, pending_retry) = (pending_retry.is_some(), pending_retry.as_ref());
+        transaction.finish(Progress { position, handled, failing, pending_retry }).await?;
         Ok(Outcome::Committed { position, handled, failure: None })
     }
 

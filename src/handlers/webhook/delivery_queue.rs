@@ -86,6 +86,8 @@ pub(crate) struct DeliveryQueue {
     stopped_over: Option<Position>,
     /// The events that have failed since the last commit.
     failed: BTreeSet<Position>,
+    /// The events that have failed and are not completed.
+    failing: BTreeSet<Position>,
     /// Whether no further event may be sent.
     has_stopped_sending: bool,
 }
@@ -107,6 +109,7 @@ impl DeliveryQueue {
             is_answered: false,
             stopped_over: None,
             failed: BTreeSet::new(),
+            failing: BTreeSet::new(),
             has_stopped_sending: false,
         }
     }
@@ -205,6 +208,9 @@ impl DeliveryQueue {
             let weight = event.body.get().len() + event.metadata.get().len();
             let attempts = tried.as_ref().map_or(0, |tried| tried.attempts);
             let failure = tried.map(|tried| tried.failure);
+            if failure.is_some() {
+                self.failing.insert(id);
+            }
             let queued = QueuedEvent { event: Arc::new(event), source, attempts, failure, completion: None };
             self.schedule.insert(id, aggregate_id, queued, weight, until);
             match request {
@@ -332,10 +338,12 @@ impl DeliveryQueue {
             queued.completion = None;
         }
         self.failed.insert(id);
+        self.failing.insert(id);
         self.schedule.postpone(id, Instant::now() + delay);
     }
 
     fn complete(&mut self, id: Position, completion: Completion) {
+        self.failing.remove(&id);
         if let Some(queued) = self.schedule.get_mut(id) {
             queued.completion = Some(completion);
         }

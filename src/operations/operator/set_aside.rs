@@ -17,7 +17,7 @@ pub(crate) struct ToSetAside {
 }
 
 impl Operator<'_> {
-    /// The event to set aside for a processor: `event_id`, or the event that the processor fails at.
+    /// The event to set aside for a processor: `event_id`, or the event that the processor fails at; of several, the first.
     ///
     /// # Errors
     /// As for [`Self::find`]; [`OperatorError::NothingFails`] if no event is named and none fails;
@@ -67,11 +67,23 @@ impl Operator<'_> {
             }
             (_, None) => Err(OperatorError::NothingFails { name: row.name.clone() }),
             (_, Some(id)) => {
+                if let Some(failure) = self.failed_beyond(row, id).await?
+                    && let Some(event) = failure.event.clone()
+                {
+                    return Ok((failure, event));
+                }
                 let event = self.identify(id).await?;
                 let message = format!("set aside by {} before it was handled", self.name);
                 Ok((Failure::of_processor(message).attribute(event.clone()), event))
             }
         }
+    }
+
+    /// Why the event has failed, if it is one of several that do.
+    async fn failed_beyond(&self, row: &TrackerRow, id: Position) -> Result<Option<Failure>, OperatorError> {
+        let mut connection = self.databases.projections.acquire().await?;
+        let table = DeadLetters::new(&self.trackers());
+        Ok(table.find_failed_beyond(&mut connection, &row.key(), id).await?)
     }
 
     async fn identify(&self, event_id: Position) -> Result<FailedEvent, OperatorError> {

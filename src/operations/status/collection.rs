@@ -199,6 +199,8 @@ fn of_row(
         reset_wait: None,
         diverged,
         handler_change: row.handler_change.map(|change| change.0),
+        failing_events: row.failing_beyond.max(i64::from(row.attempts > 0)),
+        goes_on_beside: row.failing_beyond > 0,
         last_error: row.last_error.map(|error| error.0),
         dead_letters: row.dead_letters,
         oldest_dead_letter_at: row.oldest_dead_letter_at,

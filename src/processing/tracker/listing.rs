@@ -55,8 +55,11 @@ pub struct TrackerRow {
     pub standing_since: DateTime<Utc>,
     /// How often in a row the event of `last_error` has failed.
     pub attempts: i32,
-    /// The failure that keeps the processor from continuing.
+    /// The failure that keeps the processor from continuing; of several events that wait for another attempt, that of the first.
     pub last_error: Option<Json<Failure>>,
+    /// How many events wait for another attempt, or for an operator, while those of other aggregates go on; 0 where later events wait
+    /// for the one that fails.
+    pub failing_beyond: i64,
     /// When the failing event is tried again.
     pub next_retry_at: Option<DateTime<Utc>>,
     /// The outage that keeps the processor from continuing.
@@ -116,6 +119,7 @@ from_row!(TrackerRow {
     standing_since,
     attempts,
     last_error,
+    failing_beyond,
     next_retry_at,
     outage,
     diverged,
@@ -175,7 +179,11 @@ impl Trackers {
                     array(select s.owner_label from {schema}.signs_of_life as s
                           where s.name = t.name and s.version = t.version and s.partition = t.partition
                             and s.epoch is null and s.lives_until >= clock_timestamp() order by 1) as standbys,
-                    paused_at, paused_by, failed_at, caught_up, handled, standing_since, attempts, last_error, next_retry_at,
+                    paused_at, paused_by, failed_at, caught_up, handled, standing_since,
+                    -- Where several events fail, the tracker has the one that is due next, which is another one each time.
+                    coalesce(v.attempts, t.attempts) as attempts, coalesce(v.failure, t.last_error) as last_error,
+                    case when v.event_id is null then t.next_retry_at else v.retry_at end as next_retry_at,
+                    case when t.attempts > 0 then coalesce(f.failing, 0) else 0 end as failing_beyond,
                     -- An owner writes its rate with each batch and each renewal; one that cannot has none.
                     case when updated_at > clock_timestamp() - interval '5 seconds' then rate else 0 end as rate,
                     outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, handlers, handler_change, synchronous, updated_at,
@@ -201,6 +209,19 @@ impl Trackers {
                         filter (where e.last_error is not null))[1] as emission_error
                from {schema}.emissions as e where $1::text is null or reactor = $1 group by reactor, e.partition
              ) as e on e.reactor = t.name and e.partition = t.partition
+             left join (
+               select v.processor, v.version, v.partition, count(*) as failing, min(v.event_id) as first
+               from {schema}.deliveries as v
+               where not v.is_done and v.failure is not null and ($1::text is null or v.processor = $1)
+                 -- It is done with once its reactor has met it.
+                 and not exists (select from {schema}.dead_letters as d
+                                 where d.processor = v.processor and d.version = v.version and d.partition = v.partition
+                                   and d.event_id = v.event_id)
+               group by v.processor, v.version, v.partition
+             ) as f on f.processor = t.name and f.version = t.version and f.partition = t.partition
+             left join {schema}.deliveries as v
+               on v.processor = t.name and v.version = t.version and v.partition = t.partition and v.event_id = f.first
+                 and t.attempts > 0 and t.failed_at is null
              -- Versions that do not serve have names of their own, with a dollar sign.
              where case when $1::text is null then strpos(name, '$') = 0 else name = $1 end order by name, t.version, t.partition",
             schema = self.schema,

@@ -1,5 +1,7 @@
 //! What the next commit records of the queue.
 
+use std::time::Instant;
+
 use super::{Completion, DeliveryQueue, QueuedEvent};
 use crate::event::{Event, Position};
 use crate::handlers::batch::EventEffects;
@@ -77,6 +79,18 @@ impl DeliveryQueue {
         } else {
             pending_retry
         })
+    }
+
+    /// The first of the events that fail, which stays the same until that one is done, or the one over which the reactor stops.
+    pub(crate) fn first_pending_retry(&self) -> Option<PendingRetry> {
+        if self.stopped_over.is_some() {
+            return self.next_pending_retry();
+        }
+        let id = *self.failing.first()?;
+        let QueuedEvent { failure, attempts, .. } = self.schedule.get(id)?;
+        // Where it has no time, it is under way again.
+        let until = self.schedule.postponed_until(id).unwrap_or_else(Instant::now);
+        Some(PendingRetry { failure: failure.clone()?, attempts: *attempts, until: Some(until) })
     }
 
     fn pending_retry_of(&self, id: Position) -> Option<PendingRetry> {

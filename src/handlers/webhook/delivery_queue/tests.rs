@@ -59,3 +59,25 @@ fn an_outage_is_over_when_the_receiver_has_answered_or_nothing_is_left_to_send()
     queue.schedule.remove(&[1.into()]);
     assert!(queue.take_reached());
 }
+
+#[test]
+fn the_first_of_the_events_that_fail_is_told_also_while_it_is_under_way_again() {
+    let mut queue = DeliveryQueue::new(RetryPolicy::default());
+    let of = |id: i64| {
+        let mut delivery = delivery(id);
+        delivery.event.aggregate_id = Uuid::from_u128(id.unsigned_abs().into()).into();
+        delivery
+    };
+    queue.enqueue(vec![of(1), of(2), of(3)], 3.into(), Trail::default());
+    let told = |queue: &DeliveryQueue| queue.first_pending_retry().and_then(|told| told.failure.event_id());
+    while queue.next(8).is_some() {}
+    queue.record_failure(3.into(), Failure::of_processor("no"), None);
+    assert_eq!(told(&queue), Some(3.into()));
+    queue.record_failure(2.into(), Failure::of_processor("no"), None);
+    assert_eq!(told(&queue), Some(2.into()));
+    queue.retry_now();
+    while queue.next(8).is_some() {}
+    assert_eq!((queue.next_pending_retry(), told(&queue)), (None, Some(2.into())));
+    queue.complete(2.into(), Completion::Received(Vec::new()));
+    assert_eq!(told(&queue), Some(3.into()));
+}

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
+use super::super::format::thousands;
 use super::{Advice, Surroundings, Topic, count, emissions, holders};
 use crate::postgres::sqlstate::{INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE};
 use crate::processing::failure::Failure;
@@ -80,7 +81,10 @@ fn of_failure(status: &ProcessorStatus) -> Advice {
     let cause = error.map_or_else(|| "for an unknown reason".to_owned(), ToString::to_string);
     let tried = match status.attempts {
         0 => ".".to_owned(),
-        attempts => format!(" after {}. {ORDER}", count(attempts.into(), "attempt")),
+        attempts if status.goes_on_beside => {
+            format!(" after {}. Later events of other aggregates may be handled.", count(attempts.into(), "attempt"))
+        }
+        attempts => format!(" after {}. {}", count(attempts.into(), "attempt"), order(status)),
     };
     let problem = format!("{name} stopped: {cause}{tried}{}", last_words(error));
     let remedy = format!("Fix this, then run `espctl retry {name}`.{}", of_other_owner(status));
@@ -101,21 +105,42 @@ fn of_other_owner(status: &ProcessorStatus) -> String {
 }
 
 /// What an event that fails means for the others.
-const ORDER: &str =
-    "Events before this one are handled; later ones wait, with a webhook only those of the same aggregate.";
+fn order(status: &ProcessorStatus) -> String {
+    match status.failing_events {
+        _ if !status.goes_on_beside => "Events before this one are handled; later ones wait.".to_owned(),
+        2.. => format!(
+            "{} events fail, of which it is the first. Behind each, later ones of the same aggregate wait; all others go on.",
+            thousands(status.failing_events)
+        ),
+        _ => "Later events of the same aggregate wait; all others go on.".to_owned(),
+    }
+}
+
+/// How an operator sets the event aside. Of several, the command names the one that is shown: another one may be the first by then.
+fn setting_aside(status: &ProcessorStatus) -> String {
+    let name = &status.name;
+    let event = status.last_error.as_ref().and_then(Failure::event_id).filter(|_| status.goes_on_beside);
+    let named = event.map_or_else(String::new, |id| format!(" --event {id}"));
+    format!("`espctl dead-letters park {name}{named}` (or `skip`) sets the event aside.")
+}
 
 fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'_>) -> Advice {
     let name = &status.name;
     let error = status.last_error.as_ref();
     let cause = error.map_or_else(|| "an event".to_owned(), ToString::to_string);
-    let attempts = count(status.attempts.into(), "attempt");
-    let problem = format!("{name} cannot handle {cause} after {attempts}. {ORDER}{}", last_words(error));
-    let remedy = format!(
-        "Fix the handler and run `espctl reload`, or the data that it needs and run `espctl retry {name}`: either tries the event \
-         at once, but for webhooks only the second does. `espctl dead-letters park {name}` (or `skip`) sets the event aside."
-    );
+    let (attempts, order) = (count(status.attempts.into(), "attempt"), order(status));
+    let problem = format!("{name} cannot handle {cause} after {attempts}. {order}{}", last_words(error));
+    let retry = if status.goes_on_beside {
+        format!("Fix the receiver, or what it needs: `espctl retry {name}` then tries at once what has failed.")
+    } else {
+        format!(
+            "Fix the handler and run `espctl reload`, or the data that it needs and run `espctl retry {name}`: either tries the event \
+             at once."
+        )
+    };
+    let remedy = format!("{retry} {}", setting_aside(status));
     let advice = Advice::new(Topic::Retrying, problem, error.and_then(|error| error.at), remedy);
-    let predicate = format!("cannot handle {}. {ORDER}", error.map_or_else(|| cause.clone(), without_place));
+    let predicate = format!("cannot handle {}. {order}", error.map_or_else(|| cause.clone(), without_place));
     advice.trying_again_at(status.next_retry_at.filter(|at| *at > now)).shared(
         status,
         predicate,

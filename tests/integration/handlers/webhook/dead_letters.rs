@@ -208,3 +208,40 @@ async fn a_dead_letter_is_sent_again_when_nothing_of_its_aggregate_is_under_way(
     assert_eq!(dead_letters(&db).await, []);
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn of_several_events_that_fail_the_one_that_is_shown_is_the_one_that_is_set_aside() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|_| Reply::Status(500)).await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "", super::QUICK);
+    append(&db.pool, &[(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]).await;
+    let daemon = installation.start_daemon();
+    shows(&installation, "all fail", |status| status["failing_events"] == 5).await;
+    let tried = receiver.numbers().len();
+    eventually("each is tried again and again", async || (receiver.numbers().len() > tried + 20).then_some(()))
+        .await;
+    for _ in 0..10 {
+        let status = installation.status("hook").await;
+        assert_eq!((&status["last_error"]["event_id"], &status["state"]), (&1.into(), &"retrying".into()));
+        let advice = &status["advice"][0];
+        let (problem, remedy) = (advice["problem"].as_str().unwrap(), advice["remedy"].as_str().unwrap());
+        assert!(problem.contains("5 events fail, of which it is the first."), "{problem}");
+        assert!(!problem.contains("are handled"), "{problem}");
+        assert!(remedy.contains("`espctl dead-letters park hook --event 1`"), "{remedy}");
+    }
+    let said = installation.espctl(&["dead-letters", "park", "hook"]).await.printed();
+    assert!(said.starts_with("event 1 (A) is set aside"), "{said}");
+    let first = dead_letters(&db).await[0].clone();
+    assert!(first.0 == 1 && first.3 > 0, "its attempts are kept: {first:?}");
+    shows(&installation, "the next one", |status| {
+        status["last_error"]["event_id"] == 2 && status["failing_events"] == 4
+    })
+    .await;
+    let said = installation.espctl(&["dead-letters", "skip", "hook", "--event", "4"]).await.printed();
+    assert!(said.starts_with("event 4 (A) is set aside"), "{said}");
+    let letter = installation.espctl(&["dead-letters", "show", "hook", "4", "--json"]).await.json();
+    assert!(letter["failure"]["message"].as_str().unwrap().contains("500"), "{letter}");
+    shows(&installation, "the others", |status| status["failing_events"] == 3).await;
+    daemon.stop().await;
+}

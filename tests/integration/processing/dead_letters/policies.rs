@@ -125,7 +125,7 @@ async fn told(installation: &Installation, name: &str, policy: &str) {
         }
         "stop" => {
             assert!(
-                table.contains("after 2 attempts. Events before this one are handled; later ones wait, with a webhook only"),
+                table.contains("after 2 attempts. Events before this one are handled; later ones wait."),
                 "{table}"
             );
             assert!(table.contains(&format!("Fix this, then run `espctl retry {name}`.")), "{table}");
