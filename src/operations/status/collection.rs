@@ -47,11 +47,15 @@ pub(crate) async fn collect(
     name: Option<&str>,
 ) -> Result<Vec<ProcessorStatus>, sqlx::Error> {
     let horizon = &with_what_is_handled(horizon, &rows);
-    let mut lock_waits = lock_wait::list(projections).await?;
     let (mut statuses, trackers) = (Vec::new(), Trackers::of(layout));
+    let mut lock_waits = lock_wait::list(projections).await?;
+    let mut locked_trackers = lock_wait::list_of_trackers(projections, &trackers).await?;
     for row in rows {
         let lag = Lag::read(&mut *events, layout, row.position, horizon.head).await?;
-        let lock_wait = lock_waits.remove(&row.name).filter(|_| row.owned);
+        let (waited_for, locked) = (lock_waits.remove(&row.name), locked_trackers.remove(&row.name));
+        // What keeps the last owner's session from giving the tracker up is told of as that.
+        let locked = locked.filter(|_| row.holder_pid.is_none());
+        let lock_wait = if row.owned { waited_for } else { locked };
         // No daemon need have noticed yet.
         let diverged = match find_divergence(&trackers, &row, &mut *events, &mut *projections, layout).await {
             Err(error) if is_missing_right(&error) => row.diverged.clone().map(|recorded| recorded.0),
@@ -177,10 +181,9 @@ fn of_row(
     lock_wait: Option<LockWait>,
     diverged: Option<Divergence>,
 ) -> ProcessorStatus {
-    let is_waiting = row.outage.is_some() || lock_wait.is_some();
     let state = match diverged {
         Some(_) => ProcessorState::Diverged,
-        None => state_of(&row, horizon, lag.seconds, is_waiting),
+        None => state_of(&row, horizon, lag.seconds, lock_wait.is_some()),
     };
     ProcessorStatus {
         state,
@@ -194,7 +197,8 @@ fn of_row(
         owner: row.owner_label.filter(|_| row.owned),
         standbys: row.standbys,
         holder_pid: row.holder_pid,
-        outage: row.outage.map(|outage| outage.0),
+        // What kept the last owner from continuing may be over; who holds the tracker is what does so now.
+        outage: row.outage.filter(|_| row.owned || lock_wait.is_none()).map(|outage| outage.0),
         lock_wait,
         reset_wait: None,
         diverged,
@@ -242,16 +246,16 @@ const LIVE_LAG_SECONDS_MAX: f64 = 5.0;
 /// Chooses one state of a processor whose store is the one that it follows, where several apply: an operator's pause outranks
 /// a failure, a failure outranks a missing owner, and what keeps an owner from trying at all outranks what fails when it
 /// tries.
-fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64, is_waiting: bool) -> ProcessorState {
+fn state_of(row: &TrackerRow, horizon: &Horizon, lag_seconds: f64, is_locked: bool) -> ProcessorState {
     if row.paused_at.is_some() {
         ProcessorState::Paused
     } else if row.failed_at.is_some() {
         ProcessorState::Failed
     } else if !row.owned && !row.standbys.is_empty() {
-        ProcessorState::Standby
+        if is_locked { ProcessorState::Waiting } else { ProcessorState::Standby }
     } else if !row.owned {
         ProcessorState::Stopped
-    } else if is_waiting {
+    } else if row.outage.is_some() || is_locked {
         ProcessorState::Waiting
     } else if row.attempts > 0 {
         ProcessorState::Retrying

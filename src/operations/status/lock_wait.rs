@@ -8,7 +8,9 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::HeldBy;
 use crate::postgres::query_text::present;
+use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
+use crate::processing::tracker::Trackers;
 use crate::store::layout::Layout;
 
 /// A lock that a processor has waited for longer than a second, or that a reset waits for.
@@ -70,6 +72,24 @@ const WAITING_RUNNERS: &str = "
 const BLOCKING_RUNNERS: &str = "
     select w.processor, b.pid from waiting as w, unnest(pg_blocking_pids(w.pid)) as b (pid) where w.seconds >= 1";
 
+/// The trackers that nobody owns, and that somebody has locked: none of the daemons that stand by waits for such a lock, because each passes
+/// over what is locked. `{lives}` says that an owner lives.
+const WAITING_TRACKERS: &str = "
+    select null::int as pid, t.name as processor, '{shown}' as relation, to_regclass('{trackers}')::oid as id,
+           t.xmax as transactionid,
+           extract(epoch from clock_timestamp() - coalesce(t.lease_until, t.updated_at))::float8 as seconds
+    from {trackers} as t
+    where (t.lease_until is null or t.lease_until < clock_timestamp()) and not {lives}
+      and exists (select from pg_locks as l
+                  where l.locktype = 'transactionid' and l.granted and l.transactionid = t.xmax)";
+
+/// The session of the last owner is told of as that.
+const BLOCKING_TRACKERS: &str = "
+    select w.processor, coalesce(l.pid, 0)
+    from waiting as w
+    join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.transactionid = w.transactionid
+    where w.seconds >= 1";
+
 /// The resets that are to be done, with each table that somebody else uses, and with what they wait for just now.
 const WAITING_RESETS: &str = "
     select a.pid, substr(a.application_name, 13) as processor,
@@ -121,6 +141,26 @@ pub(crate) async fn find_own_wait(connection: &mut PgConnection) -> Result<Optio
 /// The locks that processors wait for, by the name of the processor.
 pub(super) async fn list(connection: &mut PgConnection) -> Result<BTreeMap<String, LockWait>, sqlx::Error> {
     list_waits(connection, WAITING_RUNNERS, BLOCKING_RUNNERS).await
+}
+
+/// The locks on trackers that keep daemons from claiming them, by the name of the processor. A lock that has been held for less than a
+/// second is one of a claim.
+pub(super) async fn list_of_trackers(
+    connection: &mut PgConnection,
+    trackers: &Trackers,
+) -> Result<BTreeMap<String, LockWait>, sqlx::Error> {
+    let waiting = WAITING_TRACKERS
+        .replace("{shown}", &trackers.table().replace('"', "").replace('\'', "''"))
+        .replace("to_regclass('{trackers}')", &format!("to_regclass({})", quote_literal(trackers.table())))
+        .replace("{trackers}", trackers.table())
+        .replace("{lives}", &trackers.owner_lives());
+    let mut waits = list_waits(connection, &waiting, BLOCKING_TRACKERS).await?;
+    for wait in waits.values_mut() {
+        let longest = wait.held_by.iter().filter_map(|holder| holder.seconds).fold(0.0, f64::max);
+        wait.seconds = wait.seconds.min(longest);
+    }
+    waits.retain(|_, wait| wait.seconds >= 1.0);
+    Ok(waits)
 }
 
 /// The locks that resets wait for, by the name of the processor.

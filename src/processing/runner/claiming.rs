@@ -27,6 +27,9 @@ use crate::retry::spread;
 /// First pause before the next look at a row that is locked although its lease has ended.
 const SHORT_PAUSE: Duration = Duration::from_millis(20);
 
+/// The looks after which a row that nobody owns, and that is locked all the same, is told of: some ten seconds.
+const LOCKED_LOOKS: u32 = 16;
+
 impl Runner {
     pub(super) async fn claim(
         &mut self,
@@ -180,6 +183,14 @@ impl Runner {
                 "standing by: another daemon owns the processor"
             );
             waiting.announced = true;
+        }
+        if current_owner.late && waiting.looks == LOCKED_LOOKS && !waiting.complained {
+            warn!(
+                processor = self.name,
+                "nobody owns the processor, and another session holds its tracker locked: `espctl status {}` names it",
+                self.name
+            );
+            waiting.complained = true;
         }
         waiting.looks = if current_owner.late { waiting.looks.saturating_add(1) } else { 0 };
         self.phase = Phase::Unclaimed(waiting);

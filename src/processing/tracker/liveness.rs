@@ -45,7 +45,7 @@ from_row!(CurrentOwner { label, ours, seconds_left, late, frozen_backend, versio
 
 impl Trackers {
     /// Returns the condition that the owner of the row `t` has recorded its liveness, and that the record is still valid.
-    pub(super) fn owner_lives(&self) -> String {
+    pub(crate) fn owner_lives(&self) -> String {
         format!(
             "exists (select from {}.signs_of_life as s
                where s.name = t.name and s.version = t.version and s.partition = t.partition

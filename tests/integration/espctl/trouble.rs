@@ -90,6 +90,46 @@ async fn a_lock_on_a_projections_table_is_named_with_its_holder() {
     daemon.stop().await;
 }
 
+/// A console, or a backup tool, that has locked the row: the daemons pass over it, and no session waits.
+#[tokio::test]
+async fn a_lock_on_a_tracker_is_named_with_its_holder_once_nobody_owns_it() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, &format!("{RUNNER}[admin]\nlisten = '127.0.0.1:0'\n"));
+    installation.declare_notes("notes", "");
+    let last = append(&db.pool, 3).await;
+    let (daemon, other) = (installation.start_daemon(), installation.start_daemon());
+    reaches(&db.pool, "notes", last).await;
+    shows(&installation, "a standby", |status| status["standbys"].as_array().unwrap().len() == 1).await;
+    let mut holder =
+        PgConnection::connect(&format!("{}&application_name=console", db.url)).await.unwrap();
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
+    sqlx::raw_sql("begin; select from espd.trackers for update").execute(&mut holder).await.unwrap();
+    let is_so = |status: &Value| status["state"] == "waiting" && status["owner"].is_null();
+    let status = shows(&installation, "the lock", is_so).await;
+    let wait = &status["lock_wait"];
+    assert!(wait["seconds"].as_f64() >= Some(1.0) && wait["relation"] == "espd.trackers", "{status}");
+    let by = &wait["held_by"][0];
+    assert_eq!((&by["pid"], &by["application_name"]), (&pid.into(), &"console".into()), "{status}");
+    assert_eq!(status["advice"][0]["topic"], "locked", "{status}");
+    let remedy = status["advice"][0]["remedy"].as_str().unwrap();
+    assert!(remedy.contains(&format!("`select pg_terminate_backend({pid})`")), "{status}");
+    let found = finding(&installation, "running").await;
+    assert!(found["level"] == "failure" && found["message"].to_string().contains("console"), "{found}");
+    let client = Client::new(daemon.says("the admin endpoint listens").await["url"].as_str().unwrap());
+    let metrics = client.get("/metrics").await.body;
+    let line = metrics.lines().find(|line| line.starts_with("espd_processor_waiting_seconds{")).unwrap();
+    assert!(line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() >= 1.0, "{line}");
+    let told = "nobody owns the processor, and another session holds its tracker locked: `espctl status notes` names it";
+    daemon.says(told).await;
+    sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
+    let last = append(&db.pool, 3).await;
+    reaches(&db.pool, "notes", last).await;
+    let status = shows(&installation, "the end of it", |status| status["state"] == "live").await;
+    assert_eq!(status["lock_wait"], Value::Null);
+    daemon.stop().await;
+    other.stop().await;
+}
+
 #[tokio::test]
 async fn the_rate_falls_to_zero_when_nothing_moves() {
     let db = support::database().await;
