@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::error::Error;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
@@ -31,12 +32,15 @@ pub(super) struct ApiError {
     pub(super) error: String,
     /// What to do about it.
     pub(super) remedy: String,
+    /// Whether there was no connection in time, which has a reason that the pool does not know.
+    pub(super) lacks_connection: bool,
 }
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
         let (error, remedy) = (error.into(), remedy.into());
-        Self { status, error: in_own_name(&error).into_owned(), remedy: in_own_name(&remedy).into_owned() }
+        let (error, remedy) = (in_own_name(&error).into_owned(), in_own_name(&remedy).into_owned());
+        Self { status, error, remedy, lacks_connection: false }
     }
 
     /// Something that the request needs, mostly the database, is not available now.
@@ -71,11 +75,24 @@ impl From<OperatorError> for ApiError {
             OperatorError::Database(error) => describe(error),
             _ => chain(&error),
         };
-        match remedy_of(&error) {
+        let answer = match remedy_of(&error) {
             Some(remedy) => Self::new(status_of(&error), said, remedy),
             None => Self::unavailable(said),
-        }
+        };
+        Self { lacks_connection: lacks_connection(&error), ..answer }
     }
+}
+
+/// Whether an error comes from a pool that could give no connection in time.
+pub(super) fn lacks_connection(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if matches!(error.downcast_ref(), Some(sqlx::Error::PoolTimedOut)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The status of an answer to what cannot be done as it was asked for.

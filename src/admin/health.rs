@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 use super::Workers;
 use super::answer::{self, Answer, ApiError};
 use crate::operations::databases::Databases;
+use crate::operations::databases::usable::Unusable;
 use crate::operations::databases::ways::Through;
 use crate::operations::lock_watch::{describe_end, is_of_lock, observe};
 use crate::postgres::error::chain;
-use crate::postgres::sqlstate::describe;
 
 /// The supervisor's loop, which runs once a second even if nothing happens, is stuck after this time without a run.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
@@ -75,17 +75,8 @@ fn show(check: Check, detailed: bool) -> Value {
 }
 
 async fn check_database(databases: &Databases) -> Check {
-    for pool in [&databases.events, &databases.projections] {
-        // The pool tests an idle connection before it hands it out.
-        pool.acquire().await.map_err(|error| {
-            let error = match error {
-                sqlx::Error::PoolTimedOut => "no connection within the time limit".to_owned(),
-                error => describe(&error),
-            };
-            (error, "check that the server runs and accepts the configured user".to_owned())
-        })?;
-    }
-    Ok(json!({}))
+    let checked = databases.require_usable().await;
+    checked.map(|()| json!({})).map_err(|Unusable { problem, remedy }| (problem, remedy))
 }
 
 /// Nothing is handled where batches cannot go their way, whatever the direct one does.

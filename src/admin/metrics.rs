@@ -8,16 +8,16 @@ use crate::process::report;
 use crate::supervision::Snapshot;
 use crate::telemetry;
 
-/// All metrics. `statuses` and `backlog` are `None` while the database does not answer. `is_through`: whether batches reach it.
+/// All metrics. `statuses` and `backlog` are `None` while the database does not answer. `is_usable`: whether batches reach it, and may write.
 pub(super) fn render(
     statuses: Option<Vec<ProcessorStatus>>,
     backlog: Option<Backlog>,
-    is_through: bool,
+    is_usable: bool,
     workers: &[Snapshot],
 ) -> String {
     let log_lines_lost = telemetry::lost_lines() + report::lost_lines_of_workers();
     let workers = workers.iter().map(read_worker).collect();
-    let readings = Readings { statuses, backlog, is_through, workers, log_lines_lost };
+    let readings = Readings { statuses, backlog, is_usable, workers, log_lines_lost };
     let mut text = Exposition::default();
     for metric in &METRICS {
         let mut family = text.family(metric.name, metric.kind, metric.help);

@@ -26,6 +26,7 @@ use crate::config::{AdminSettings, Config};
 use crate::event::Position;
 use crate::operations::backlog::Backlog;
 use crate::operations::databases::Databases;
+use crate::operations::databases::usable::Unusable;
 use crate::operations::databases::ways::Through;
 use crate::operations::lock_watch::{describe_end, observe};
 use crate::operations::operator::{Operator, OperatorError};
@@ -119,7 +120,13 @@ impl RequestHandler {
                 "look at /readyz and at the status",
             )
         };
-        let handled = timeout(time, self.handle(request, peer)).await;
+        let handling = async {
+            match Arc::clone(&self).handle(request, peer).await {
+                Err(error) if error.lacks_connection => Err(self.explain(error).await),
+                answered => answered,
+            }
+        };
+        let handled = timeout(time, handling).await;
         handled.unwrap_or_else(|_| Err(late())).unwrap_or_else(Into::into)
     }
 
@@ -176,6 +183,13 @@ impl RequestHandler {
         }
     }
 
+    /// The same error, with what keeps the pools from connecting.
+    async fn explain(&self, error: ApiError) -> ApiError {
+        let Ok(Reached { looking, .. }) = self.reach().await else { return error };
+        let hindrance = looking.find_hindrance().await;
+        hindrance.map_or(error, |Unusable { problem, .. }| ApiError::unavailable(problem))
+    }
+
     pub(super) async fn close(&self) {
         if let Some(reached) = self.reached.lock().await.take() {
             reached.close().await;
@@ -197,19 +211,19 @@ impl RequestHandler {
             let statuses = self.statuses(None).await.ok()?;
             Some((statuses, self.backlog().await.ok()))
         };
-        let (read, is_through) = tokio::join!(timeout(METRICS_TIME, read), self.is_through());
+        let (read, is_usable) = tokio::join!(timeout(METRICS_TIME, read), self.is_usable());
         let (statuses, backlog) = read.ok().flatten().unzip();
         let snapshots = self.workers().map(|workers| workers.snapshots.borrow().clone()).unwrap_or_default();
-        let text = metrics::render(statuses, backlog.flatten(), is_through, &snapshots);
+        let text = metrics::render(statuses, backlog.flatten(), is_usable, &snapshots);
         answer::text(StatusCode::OK, exposition::CONTENT_TYPE, text)
     }
 
-    /// Whether batches reach their databases.
-    async fn is_through(&self) -> bool {
-        match self.reach().await {
-            Ok(reached) => reached.through.require(health::THROUGH_TIME).await.is_ok(),
-            Err(_) => false,
-        }
+    /// Whether batches reach their databases, which let them write.
+    async fn is_usable(&self) -> bool {
+        let Ok(Reached { looking, through, .. }) = self.reach().await else { return false };
+        let (is_usable, is_through) =
+            tokio::join!(looking.require_usable(), through.require(health::THROUGH_TIME));
+        is_usable.is_ok() && is_through.is_ok()
     }
 
     async fn examine(&self) -> Result<Answer, ApiError> {

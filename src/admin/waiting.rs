@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use url::form_urlencoded;
 
-use super::answer::{self, Answer, ApiError};
+use super::answer::{self, Answer, ApiError, lacks_connection};
 use super::dead_letters::{parse_or, refuse, refuse_nul};
 use crate::config::{Config, parse_duration};
 use crate::event::Position;
@@ -95,7 +95,7 @@ fn refusal(error: WaitError) -> ApiError {
         WaitError::Blocked { .. } | WaitError::Diverged { .. } => {
             ApiError::new(StatusCode::CONFLICT, said, "the processor's status says what to do")
         }
-        _ => ApiError::unavailable(said),
+        _ => ApiError { lacks_connection: lacks_connection(&error), ..ApiError::unavailable(said) },
     }
 }
 

@@ -1,5 +1,6 @@
 //! The databases that a command works on, as the configuration names them: connects, migrates and checks them.
 
+pub(crate) mod usable;
 pub(crate) mod ways;
 
 use std::path::Path;

@@ -90,7 +90,9 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
         vec![("server", Box::pin(server::examine(&databases.events, "the event store")))];
     if config.projections.url.is_some() {
         parts.push(("server", Box::pin(server::examine(&databases.projections, "the projections"))));
+        parts.push(("writes", Box::pin(server::examine_events_beside(&databases.events))));
     }
+    parts.push(("writes", Box::pin(server::examine_writes(&databases.projections))));
     parts.push(("connections", Box::pin(server::examine_connections(config, &databases))));
     parts.push(("session", Box::pin(session::examine(&databases, config))));
     parts.push(("store", Box::pin(store::examine(&databases))));
@@ -118,18 +120,6 @@ async fn examine_ways(config: &Config, program: &str, limit: Duration) -> Vec<Fi
         }
     });
     findings.collect()
-}
-
-/// The statement that sets what `source` of `pg_settings` has set otherwise. What is set for a role belongs to the one that has logged
-/// in: `alter role … set role` changes neither that nor its settings.
-fn assign(source: &str, database: &str, login: &str, assignment: &str) -> String {
-    match source {
-        "database" => format!("alter database {database} set {assignment};"),
-        "user" => format!("alter role {login} set {assignment};"),
-        "database user" => format!("alter role {login} in database {database} set {assignment};"),
-        "client" => format!("set {assignment} in the URL's `options` or in PGOPTIONS, or leave it out there"),
-        _ => format!("alter system set {assignment}; select pg_reload_conf();"),
-    }
 }
 
 /// Adds the findings of a part, or a finding that says why it could not be examined.

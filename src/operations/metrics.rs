@@ -36,8 +36,8 @@ pub(crate) struct Readings {
     pub(crate) statuses: Option<Vec<ProcessorStatus>>,
     /// What waits; `None` while the database does not answer.
     pub(crate) backlog: Option<Backlog>,
-    /// Whether batches reach the databases, also where they go through a pooler.
-    pub(crate) is_through: bool,
+    /// Whether batches reach the databases, also where they go through a pooler, and may write.
+    pub(crate) is_usable: bool,
     /// The workers of this daemon.
     pub(crate) workers: Vec<WorkerReading>,
     /// Lines of log that the daemon and its workers could not write.
@@ -97,7 +97,7 @@ pub(crate) const METRICS: [Metric; 42] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
-        "Whether the database answers, also through a pooler; if not, nothing is handled, or nothing is known of processors.",
+        "Whether the database answers, also through a pooler, and lets espd write; if not, nothing is handled, or nothing is known of processors.",
         Value::Database,
     ),
     counter(
@@ -318,7 +318,7 @@ impl Metric {
         match self.value {
             Value::BuildInfo => vec![sample(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0)],
             Value::Database => {
-                vec![sample(Vec::new(), truth(readings.statuses.is_some() && readings.is_through))]
+                vec![sample(Vec::new(), truth(readings.statuses.is_some() && readings.is_usable))]
             }
             Value::Daemon(value) => vec![sample(Vec::new(), value(readings))],
             Value::Worker(value) => {
@@ -428,7 +428,7 @@ mod tests {
         let readings = Readings {
             statuses: Some(vec![live("notes"), new, live("other")]),
             backlog: Some(Backlog::default()),
-            is_through: true,
+            is_usable: true,
             workers: vec![],
             log_lines_lost: 0,
         };

@@ -20,6 +20,7 @@ pub(crate) mod operator;
 pub(crate) mod outcome;
 pub(crate) mod plan;
 pub(crate) mod rebuild;
+pub(crate) mod setting;
 pub(crate) mod snapshots;
 pub(crate) mod status;
 pub(crate) mod trace;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, PgConnection, PgPool, Row as _};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _};
 use tokio::task::JoinHandle;
 
 use super::connect_error::{explain, join};
@@ -312,6 +312,22 @@ impl Connector {
             }
         }
         Ok(())
+    }
+}
+
+/// How long [`find_hindrance`] tries.
+const HINDRANCE_TIME: Duration = Duration::from_secs(2);
+
+/// What keeps a pool from connecting; `None`: nothing does now. The pool itself tries again until its time is over, and then does not say
+/// why it had to.
+pub(crate) async fn find_hindrance(pool: &PgPool) -> Option<sqlx::Error> {
+    let options = pool.connect_options();
+    match deadline::in_time(HINDRANCE_TIME, options.connect()).await {
+        Ok(connection) => {
+            let _ = deadline::in_time(HINDRANCE_TIME, connection.close()).await;
+            None
+        }
+        Err(error) => Some(explain(error, &options)),
     }
 }
 

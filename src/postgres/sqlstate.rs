@@ -28,6 +28,9 @@ pub(crate) const DISK_FULL: &str = "53100";
 /// The server has no memory left.
 pub(crate) const OUT_OF_MEMORY: &str = "53200";
 
+/// The server, the database or the role has as many sessions as it may have.
+pub(crate) const TOO_MANY_CONNECTIONS: &str = "53300";
+
 /// The server has ended the session, because a transaction has lasted longer than `transaction_timeout`.
 pub(crate) const TRANSACTION_TIMEOUT: &str = "25P04";
 

@@ -2,10 +2,12 @@
 
 use sqlx::{PgPool, Row as _};
 
-use super::{Finding, assign};
+use super::Finding;
 use crate::config::Config;
 use crate::operations::connections;
 use crate::operations::databases::Databases;
+use crate::operations::databases::usable::{Restriction, find_restriction};
+use crate::operations::setting::assign;
 
 /// The settings that decide what survives a crash, and what is lost if they are off.
 const DURABILITY: [(&str, &str); 3] = [
@@ -35,6 +37,28 @@ pub(super) async fn examine(pool: &PgPool, what: &str) -> anyhow::Result<Vec<Fin
     findings.push(superuser(&role, row.try_get("is_superuser")?));
     findings.push(clock(pool).await?);
     Ok(findings)
+}
+
+/// Whether what is handled can be written.
+pub(super) async fn examine_writes(pool: &PgPool) -> anyhow::Result<Vec<Finding>> {
+    Ok(vec![match find_restriction(pool).await? {
+        None => Finding::ok("writes", "transactions may write"),
+        Some(Restriction { unusable, .. }) => Finding::failure("writes", unusable.problem, unusable.remedy),
+    }])
+}
+
+/// As [`examine_writes`], of the events beside a database of the projections: projectors only read them.
+pub(super) async fn examine_events_beside(pool: &PgPool) -> anyhow::Result<Vec<Finding>> {
+    let found = find_restriction(pool).await?.map(|Restriction { unusable, is_standby, .. }| {
+        let message = format!("the event store: {}", unusable.problem);
+        if is_standby {
+            Finding::failure("writes", message, unusable.remedy)
+        } else {
+            let message = format!("{message}. What reactors emit, and what is scheduled, is not appended");
+            Finding::warning("writes", message, unusable.remedy)
+        }
+    });
+    Ok(found.into_iter().collect())
 }
 
 async fn durability(pool: &PgPool) -> anyhow::Result<Vec<Finding>> {

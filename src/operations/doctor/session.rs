@@ -6,9 +6,10 @@ use sqlx::postgres::PgListener;
 use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
-use super::{Finding, assign};
+use super::Finding;
 use crate::config::Config;
 use crate::operations::databases::Databases;
+use crate::operations::setting::assign;
 use crate::postgres::notify::{EVENTS, notify};
 
 /// How long a notification may take. It takes a millisecond if it arrives at all.

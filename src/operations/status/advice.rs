@@ -14,7 +14,8 @@ pub(crate) use holders::{describe_wait, end_wait};
 use super::ProcessorStatus;
 use super::format::thousands;
 use super::rebuild::RebuildStatus;
-use super::worker::RefusedReload;
+use super::worker::{RefusedReload, WorkerStatus};
+use crate::operations::databases::usable::Unusable;
 use crate::own_name::in_own_name;
 use crate::processing::declaration::{ProcessorKind, Unsuitable};
 use crate::processing::rebuild::LeftOut;
@@ -56,6 +57,10 @@ pub(super) struct Surroundings<'s> {
     /// Host and process id of each daemon that runs workers on this database.
     pub(super) daemons: &'s [String],
     /// Those of them that go on with an older configuration than they were to follow.
+    /// Workers of daemons that have given no sign of life for a while, and have not ended in order.
+    pub(super) vanished: &'s [WorkerStatus],
+    /// Why nothing can be handled by anybody.
+    pub(super) unusable: Option<&'s Unusable>,
     pub(super) refused: &'s [RefusedReload],
     /// Whether the configuration that the question comes with declares the processor.
     pub(super) is_declared: bool,
@@ -438,7 +443,7 @@ mod tests {
 
     use super::super::examples::live;
     use super::super::groups::tell;
-    use super::super::{HeldBy, ProcessorState, WorkerStatus};
+    use super::super::{HeldBy, ProcessorState};
     use super::*;
     use crate::processing::divergence::{Divergence, DivergenceKind};
     use crate::processing::tracker::{HandlerChange, Outage};
@@ -454,6 +459,8 @@ mod tests {
             is_not_yet_synchronous: false,
             left_out: None,
             unsuitable: None,
+            vanished: &[],
+            unusable: None,
         }
     }
 
@@ -527,6 +534,7 @@ mod tests {
         let now = Utc::now();
         let stopped = |seconds, version| ProcessorStatus {
             state: ProcessorState::Stopped,
+            is_present: true,
             version,
             position: 5.into(),
             worker: Some(WorkerStatus {

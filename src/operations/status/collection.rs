@@ -11,6 +11,7 @@ use super::lock_wait::{self, LockWait};
 use super::worker::{self, WorkerStatus};
 use super::{HeldBy, ProcessorState, ProcessorStatus, rebuild, verification};
 use crate::event::Position;
+use crate::operations::databases::usable::find_restriction;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
 use crate::processing::divergence::Divergence;
@@ -70,9 +71,10 @@ pub(crate) async fn collect(
             statuses.push(never_run(declaration, horizon, lag));
         }
     }
-    let workers = worker::list(projections, layout).await?;
+    let (workers, vanished): (Vec<_>, Vec<_>) =
+        worker::list(projections, layout).await?.into_iter().partition(|worker| worker.is_present);
     complete(projections, layout, &workers, &mut statuses, declared).await?;
-    advise_all(projections, layout, &workers, &mut statuses, declared).await?;
+    advise_all(projections, layout, (&workers, &vanished), &mut statuses, declared).await?;
     statuses.sort_by(|a, b| (&a.name, a.partition).cmp(&(&b.name, b.partition)));
     Ok(statuses)
 }
@@ -110,11 +112,13 @@ async fn complete(
 async fn advise_all(
     projections: &mut PgConnection,
     layout: &Layout,
-    workers: &[WorkerStatus],
+    (workers, vanished): (&[WorkerStatus], &[WorkerStatus]),
     statuses: &mut [ProcessorStatus],
     declared: Declared<'_>,
 ) -> Result<(), sqlx::Error> {
     let daemons = daemons_of(workers);
+    let restriction = find_restriction(&mut *projections).await?;
+    let unusable = restriction.filter(|found| found.concerns_all).map(|found| found.unusable);
     let refused = worker::list_refused(projections, layout).await?;
     let is_raised = |declaration: &&ProcessorDeclaration| {
         statuses.iter().any(|status| status.name == declaration.name && status.version < declaration.version)
@@ -129,6 +133,8 @@ async fn advise_all(
             now,
             daemons: &daemons,
             refused: &refused,
+            vanished,
+            unusable: unusable.as_ref(),
             is_declared: declaration.is_some(),
             declared_version: declaration.map(|declaration| declaration.version),
             live_since: gone_live
@@ -313,6 +319,7 @@ mod tests {
             state,
             worker: Some(worker),
             updated_at: Some(now - TimeDelta::seconds(3)),
+            is_present: true,
             ..live("notes")
         };
         let is_gone = |state, worker| is_without_process(&status(state, worker));

@@ -33,6 +33,9 @@ pub(crate) struct WorkerStatus {
     /// When the daemon recorded this.
     #[serde(skip)]
     pub recorded_at: DateTime<Utc>,
+    /// Whether its daemon gives signs of life.
+    #[serde(skip)]
+    pub is_present: bool,
 }
 
 from_row!(WorkerStatus {
@@ -45,7 +48,8 @@ from_row!(WorkerStatus {
     last_end,
     last_end_at,
     next_start_at,
-    recorded_at
+    recorded_at,
+    is_present
 });
 
 /// A daemon that goes on with an older configuration, because it has refused the one that it was to follow.
@@ -95,7 +99,8 @@ impl WorkerStatus {
     }
 }
 
-/// The workers of all daemons that are alive, the most recently recorded first.
+/// The workers of all daemons that are alive, and of those that have vanished within a day without having ended in order, the most recently
+/// recorded first. Any other daemon removes what the latter have left after a minute.
 pub(super) async fn list(
     connection: &mut PgConnection,
     layout: &Layout,
@@ -104,8 +109,9 @@ pub(super) async fn list(
     let statement = format!(
         "-- list_workers
          select unnest(processors) as processor, worker, owner_label as owner, pid, state, starts, last_end, last_end_at,
-                next_start_at, updated_at as recorded_at
-         from {}.workers where updated_at > clock_timestamp() - interval '30 seconds' order by updated_at desc",
+                next_start_at, updated_at as recorded_at,
+                updated_at > clock_timestamp() - interval '30 seconds' as is_present
+         from {}.workers where updated_at > clock_timestamp() - interval '1 day' order by updated_at desc",
         layout.quoted_schema()
     );
     sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await

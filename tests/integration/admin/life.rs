@@ -3,12 +3,12 @@
 use espd::embedded::StopMode;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::net::TcpStream;
 
 use super::{OPERATE, endpoint, parse_metrics, refused, running, settings};
 use crate::support;
-use crate::support::facts::{eventually, reaches};
+use crate::support::facts::{append, eventually, reaches};
 use crate::support::program::Installation;
 use crate::support::proxy::Proxy;
 
@@ -111,4 +111,128 @@ async fn an_answer_under_way_is_completed_before_the_daemon_ends() {
     holder.rollback().await.unwrap();
     assert_eq!(reset.await.unwrap().json(200)["position"], 1);
     assert_eq!(daemon.ended().await.code(), Some(0));
+}
+
+/// Ends all sessions of the database but those of the test: what a session begins with, it keeps.
+async fn end_sessions(pool: &PgPool) {
+    let statement = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                     where datname = current_database() and application_name like 'espd%'";
+    sqlx::query(statement).execute(pool).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_may_only_be_read_is_not_ready_and_the_reason_is_told_everywhere() {
+    let (db, installation, daemon, client) = running("").await;
+    let set = |to: &str| {
+        let statement = format!(
+            "begin read write; alter database {} set default_transaction_read_only = {to}; commit",
+            db.name
+        );
+        AssertSqlSafe(statement)
+    };
+    sqlx::raw_sql(set("on")).execute(&db.pool).await.unwrap();
+    end_sessions(&db.pool).await;
+    let reason = "may only read, because default_transaction_read_only is on";
+    let checks = eventually("the reason", async || {
+        let reply = client.get("/readyz").await;
+        (reply.status == 503).then(|| reply.json(503)["checks"]["database"].clone())
+    })
+    .await;
+    assert!(checks["error"].as_str().unwrap().contains(reason), "{checks}");
+    let undo = format!("alter database {} set default_transaction_read_only = off", db.name);
+    assert!(checks["remedy"].as_str().unwrap().contains(&undo), "{checks}");
+    assert_eq!(client.get("/livez").await.json(200), json!({ "live": true }));
+    let metrics = parse_metrics(&client.get("/metrics").await.body);
+    assert!(metrics.contains(&("espd_database_up".into(), 0.0)), "{metrics:?}");
+    let doctor = installation.espctl(&["doctor"]).await;
+    assert!(doctor.code == Some(1) && doctor.stdout.contains(reason), "{doctor:?}");
+    let status = eventually("the end of the lease", async || {
+        let status = installation.status("notes").await;
+        status["owner"].is_null().then_some(status)
+    })
+    .await;
+    let problem = status["advice"][0]["problem"].as_str().unwrap();
+    assert!(problem.starts_with("No daemon can run notes: ") && problem.contains(reason), "{status}");
+
+    sqlx::raw_sql(set("off")).execute(&db.pool).await.unwrap();
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "notes", last).await;
+    let metrics = parse_metrics(&client.get("/metrics").await.body);
+    assert!(metrics.contains(&("espd_database_up".into(), 1.0)), "{metrics:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_standby_is_not_ready_until_it_is_promoted_and_the_daemon_lives_on() {
+    let server = support::server().await;
+    let db = support::database_on(&server).await;
+    let installation = Installation::new(&db.url, &settings(""));
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    std::fs::write(server.folder().join("data/standby.signal"), "").unwrap();
+    let server = server.restart(StopMode::Fast).await.unwrap();
+    let is_told = |check: &serde_json::Value| {
+        check["error"].as_str().is_some_and(|error| error.contains("the server is a standby"))
+    };
+    eventually("the reason", async || {
+        let reply = client.get("/readyz").await;
+        (reply.status == 503 && is_told(&reply.json(503)["checks"]["database"])).then_some(())
+    })
+    .await;
+    assert_eq!(client.get("/livez").await.json(200), json!({ "live": true }));
+    let metrics = parse_metrics(&client.get("/metrics").await.body);
+    assert!(metrics.contains(&("espd_database_up".into(), 0.0)), "{metrics:?}");
+    let pool = PgPool::connect(&db.url).await.unwrap();
+    sqlx::query("select pg_promote()").execute(&pool).await.unwrap();
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    let last = append(&pool, 1).await;
+    reaches(&pool, "notes", last).await;
+    daemon.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn why_there_is_no_connection_is_told() {
+    let db = support::database().await;
+    let role = format!("limited_{}", db.name);
+    let make = format!("create role {role} superuser login; grant all on database {} to {role}", db.name);
+    sqlx::raw_sql(AssertSqlSafe(make)).execute(&db.pool).await.unwrap();
+    let url = db.url.replace("//espd@", &format!("//{role}@"));
+    let installation = Installation::new(&url, &settings(""));
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "notes", last).await;
+    // The limit of a role does not hold for superusers.
+    let limit = format!("alter role {role} nosuperuser connection limit 0");
+    sqlx::raw_sql(AssertSqlSafe(limit)).execute(&db.pool).await.unwrap();
+    end_sessions(&db.pool).await;
+    let check = eventually("the reason", async || {
+        let reply = client.get("/readyz").await;
+        let check = (reply.status == 503).then(|| reply.json(503)["checks"]["database"].clone())?;
+        check["error"].as_str()?.contains("too many connections for role").then_some(check)
+    })
+    .await;
+    assert!(check["remedy"].as_str().unwrap().contains("connection limit"), "{check}");
+    refused(&client.get("/api/v1/processors").await.json(503), "too many connections for role");
+    // Whoever still gets a session is told of the daemon.
+    let stale = "update espd.workers set updated_at = clock_timestamp() - interval '1 minute'";
+    sqlx::query(stale).execute(&db.pool).await.unwrap();
+    let operator = Installation::new(&db.url, "");
+    let status = eventually("the end of the lease", async || {
+        let status = operator.status("notes").await;
+        (status["state"] == "stopped").then_some(status)
+    })
+    .await;
+    let problem = status["advice"][0]["problem"].as_str().unwrap();
+    assert!(problem.contains("which ran notes, gives no sign of life any more"), "{status}");
+    let limit = format!("alter role {role} superuser");
+    sqlx::raw_sql(AssertSqlSafe(limit)).execute(&db.pool).await.unwrap();
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    daemon.stop().await;
 }

@@ -5,6 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
 use super::super::format::thousands;
 use super::{Advice, Surroundings, Topic, count, emissions, holders};
+use crate::operations::databases::usable::Unusable;
 use crate::postgres::sqlstate::{INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE};
 use crate::processing::failure::Failure;
 
@@ -17,8 +18,9 @@ pub(super) fn of_state(status: &ProcessorStatus, surroundings: Surroundings<'_>)
         ProcessorState::Waiting => {
             of_locked_again(status, surroundings.now).or_else(|| of_outage(status, surroundings))
         }
-        ProcessorState::Standby => Some(of_takeover(status)),
-        ProcessorState::Stopped => of_missing_owner(status, surroundings),
+        ProcessorState::Standby | ProcessorState::Stopped => {
+            of_unusable_database(status, surroundings).or_else(|| of_nobody(status, surroundings))
+        }
         ProcessorState::Running | ProcessorState::CatchingUp => of_standing(status, surroundings.now),
         ProcessorState::Live => None,
     }
@@ -82,7 +84,10 @@ fn of_failure(status: &ProcessorStatus) -> Advice {
     let tried = match status.attempts {
         0 => ".".to_owned(),
         attempts if status.goes_on_beside => {
-            format!(" after {}. Later events of other aggregates may be handled.", count(attempts.into(), "attempt"))
+            format!(
+                " after {}. Later events of other aggregates may be handled.",
+                count(attempts.into(), "attempt")
+            )
         }
         attempts => format!(" after {}. {}", count(attempts.into(), "attempt"), order(status)),
     };
@@ -131,7 +136,9 @@ fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'
     let (attempts, order) = (count(status.attempts.into(), "attempt"), order(status));
     let problem = format!("{name} cannot handle {cause} after {attempts}. {order}{}", last_words(error));
     let retry = if status.goes_on_beside {
-        format!("Fix the receiver, or what it needs: `espctl retry {name}` then tries at once what has failed.")
+        format!(
+            "Fix the receiver, or what it needs: `espctl retry {name}` then tries at once what has failed."
+        )
     } else {
         format!(
             "Fix the handler and run `espctl reload`, or the data that it needs and run `espctl retry {name}`: either tries the event \
@@ -161,6 +168,27 @@ fn last_words(error: Option<&Failure>) -> String {
 }
 
 fn of_takeover(status: &ProcessorStatus) -> Advice {
+/// Nobody can own the processor, because nobody can write that he does.
+fn of_unusable_database(
+    status: &ProcessorStatus,
+    Surroundings { unusable, .. }: Surroundings<'_>,
+) -> Option<Advice> {
+    let Unusable { problem, remedy } = unusable?;
+    let topic = if status.state == ProcessorState::Standby { Topic::Standby } else { Topic::Stopped };
+    let told = format!("No daemon can run {}: {problem}.", status.name);
+    let remedy = format!("Correct this: {remedy}. Daemons that run then go on by themselves.");
+    let advice = Advice::new(topic, told, status.updated_at, remedy.clone());
+    Some(advice.shared(status, format!("can be run by no daemon: {problem}."), &remedy))
+}
+
+/// A processor that nobody owns.
+fn of_nobody(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option<Advice> {
+    match status.state {
+        ProcessorState::Standby => Some(of_takeover(status)),
+        _ => of_missing_owner(status, surroundings),
+    }
+}
+
     let (name, standbys) = (&status.name, status.standbys.join(", "));
     Advice::new(
         Topic::Standby,
@@ -191,6 +219,8 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         let is_older = surroundings.declared_version.is_some_and(|declared| declared < status.version);
         return (!is_older).then(|| of_idle_worker(status, worker, surroundings));
     } else if status.updated_at.is_none() {
+    } else if let Some(worker) = surroundings.vanished.iter().find(|worker| worker.processor == *name) {
+        return Some(of_vanished_daemon(status, worker));
         format!("No daemon runs {name}, and none ever has.")
     } else {
         format!("No daemon runs {name}.")
@@ -219,13 +249,7 @@ fn of_idle_worker(
 ) -> Advice {
     let (name, owner, since) = (&status.name, &worker.owner, worker.recorded_at);
     if now - since > RECORDED_WITHIN {
-        let problem = format!("The daemon {owner}, which ran {name}, gives no sign of life any more.");
-        let remedy = "If it has ended, start it again, or wait until another daemon takes over. Otherwise it is frozen, or does not reach \
-                      the database: its log says so."
-            .to_owned();
-        let predicate = format!("were run by {owner}, which gives no sign of life any more.");
-        return Advice::new(Topic::Stopped, problem, Some(since), remedy.clone())
-            .shared(status, predicate, &remedy);
+        return of_vanished_daemon(status, worker);
     }
     if let Some(live_since) = live_since {
         return of_superseded(status, owner, live_since);
@@ -248,6 +272,17 @@ fn of_idle_worker(
 }
 
 /// A version has taken the place of the one that the daemon of the worker seems to declare.
+/// The daemon of the processor has not ended in order, and records nothing any more.
+fn of_vanished_daemon(status: &ProcessorStatus, worker: &WorkerStatus) -> Advice {
+    let (name, owner) = (&status.name, &worker.owner);
+    let problem = format!("The daemon {owner}, which ran {name}, gives no sign of life any more.");
+    let remedy = "If it has ended, start it again, or wait until another daemon takes over. Otherwise it is frozen, or does not reach \
+                  the database, or gets no session there: its log and its `/readyz` say so.";
+    let predicate = format!("were run by {owner}, which gives no sign of life any more.");
+    Advice::new(Topic::Stopped, problem, Some(worker.recorded_at), remedy.to_owned())
+        .shared(status, predicate, remedy)
+}
+
 fn of_superseded(status: &ProcessorStatus, owner: &str, live_since: DateTime<Utc>) -> Advice {
     let ProcessorStatus { name, version, .. } = status;
     let problem = format!(
