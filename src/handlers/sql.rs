@@ -11,6 +11,7 @@ mod fold;
 mod function;
 mod gate;
 mod older;
+mod owned_by_others;
 mod reactor;
 mod remote;
 mod share;
@@ -27,6 +28,7 @@ pub(crate) use check::{
     check, check_upcasts, find_foreign_tables, find_foreign_tables_in_ddl, find_own_tables, hidden_types,
 };
 pub(crate) use fold::{TableShape, find_aggregate_columns};
+pub(crate) use owned_by_others::{OwnedByOthers, find_owned_by_others};
 pub(crate) use share::share_function_names;
 pub(crate) use synchronous::refuse_synchronous;
 
@@ -41,7 +43,9 @@ use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sql_scope::SqlScope;
-use crate::postgres::sqlstate::{is_infrastructure_error, is_no_answer, is_unprepared};
+use crate::postgres::sqlstate::{
+    describe as describe_error, is_infrastructure_error, is_missing_right, is_no_answer, is_unprepared,
+};
 use crate::processing::declaration::{BatchLimits, Handler, ProcessorDeclaration};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{
@@ -331,6 +335,7 @@ impl Processor for SqlProcessor {
         let fit = self.base.prepare(&mut transaction, claim).await?;
         self.note_fit(fit);
         let before = self.read_source(&mut transaction).await?;
+        self.refuse_owned_by_others(&mut transaction).await?;
         self.drop_earlier_function(&mut transaction).await?;
         sqlx::raw_sql(AssertSqlSafe(self.function.create.clone()))
             .execute(&mut *transaction)
@@ -467,11 +472,26 @@ impl SqlProcessor {
         sqlx::raw_sql(AssertSqlSafe(examined.create)).execute(connection).await.map(drop)
     }
 
-    /// The error that creating the function has failed with. If PostgreSQL refuses the function, the author has to fix it; any
-    /// other error may pass.
+    /// Refuses to go on where somebody else owns what is to be replaced: all of it at once, because nobody would see the next before this
+    /// is repaired.
+    async fn refuse_owned_by_others(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+        match find_owned_by_others(connection, &self.base.schema, &self.base.declaration).await? {
+            None => Ok(()),
+            Some(found) => Err(ProcessorError::Blocked(format!("{}: {}", found.describe(), found.remedy()))),
+        }
+    }
+
+    /// The error that creating the function has failed with. If PostgreSQL refuses the function, the author has to fix it, or whoever gives
+    /// rights; any other error may pass.
     fn attribute_to_declaration(&self, error: sqlx::Error) -> ProcessorError {
         if is_no_answer(&error) {
             return ProcessorError::Database(error);
+        }
+        if is_missing_right(&error) {
+            let said = describe_error(&error);
+            return ProcessorError::Blocked(format!(
+                "{said}: the daemon's role lacks a right, which `espctl doctor` names; docs/roles.md says what it needs"
+            ));
         }
         let mistake = function::diagnose_refusal(&self.base.declaration, &self.function, &error);
         ProcessorError::Blocked(format!("{mistake}; `espd check` shows it, then restart"))

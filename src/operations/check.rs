@@ -134,13 +134,18 @@ async fn check_on(
         let declared = &config.processors;
         let missing = aggregate_column::find_missing(&mut projections, declared, &scope, &is_checked);
         found.extend(missing.await?);
-        found.extend(handlers::check_some(&mut projections, declared, scope, is_checked).await?);
+        found.extend(handlers::check_some(&mut projections, declared, scope, &is_checked).await?);
     }
     found.extend(unknown);
     let trackers = plan::list_trackers(databases).await?;
     let known = plan::look(config, databases, &trackers).await?;
     let planned = plan::foretell(config, &known, &trackers);
-    let lost: Vec<&Planned> = planned.iter().filter(|planned| planned.action.loses()).collect();
+    let owned_by_others = find_owned_by_others(&known, &is_checked);
+    // What is a mistake is said as that.
+    let is_mistake = |planned: &&Planned| owned_by_others.iter().any(|(name, _)| *name == planned.processor);
+    let lost: Vec<&Planned> =
+        planned.iter().filter(|planned| planned.action.loses() && !is_mistake(planned)).collect();
+    found.extend(owned_by_others.iter().map(|(_, mistake)| mistake.clone()));
     found.extend(lost.iter().map(|planned| warn_of_loss(config, planned)));
     // What would be lost is said once.
     let is_lost = |one: &Known<'_>| lost.iter().any(|lost| lost.processor == one.declaration.name);
@@ -152,6 +157,21 @@ async fn check_on(
     let diagnostics = found.into_iter().map(Diagnostic::with_line_of_file).collect();
     let checked = format!("{}, event store {}", count(config), databases.layout.events_table());
     Ok(CheckReport { diagnostics, checked, notes })
+}
+
+/// The processors that this role could not run, because others own what they have made.
+fn find_owned_by_others<'k>(
+    known: &[Known<'k>],
+    is_checked: impl Fn(&ProcessorDeclaration) -> bool,
+) -> Vec<(&'k str, Diagnostic)> {
+    let checked = known.iter().filter(|one| is_checked(one.declaration));
+    let mistake = |one: &Known<'k>| {
+        let (declaration, found) = (one.declaration, one.owned_by_others.as_ref()?);
+        let diagnostic =
+            Diagnostic::of_file(declaration.file(), format!("{}: {}", declaration.name, found.describe()));
+        Some((declaration.name.as_str(), diagnostic.with_advice(found.remedy())))
+    };
+    checked.filter_map(mistake).collect()
 }
 
 /// How many connections are needed, where that may be a question: for many processors, or if the server lacks them.

@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 
 use crate::config::Config;
 use crate::event::Position;
+use crate::handlers::sql::{OwnedByOthers, find_owned_by_others};
 use crate::operations::databases::Databases;
 use crate::postgres::quote::quote_identifier;
 use crate::processing::declaration::{
@@ -108,6 +109,8 @@ pub(super) struct Known<'k> {
     pub(super) foreign: Option<String>,
     /// What whoever reads the tables would miss in a higher version, or has to know of it.
     pub(super) losses: Vec<String>,
+    /// What others own of it, without which the role that asks could not run it.
+    pub(super) owned_by_others: Option<OwnedByOthers>,
     /// The right without which nobody builds a higher version.
     pub(super) lacks: Option<LacksSchemas>,
     /// The version that is there beside the serving one, and whether it is the declared one.
@@ -186,6 +189,8 @@ pub(super) async fn look<'k>(
             before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
         let missing = missing.remove(&declaration.name).unwrap_or_default();
         let foreign = find_foreign(databases, &mut connection, declaration, tracker).await?;
+        let owned_by_others =
+            find_owned_by_others(&mut connection, databases.layout.schema(), declaration).await?;
         let is_elsewhere = config.direct_projections_url().is_some();
         let is_raised = tracker.filter(|tracker| tracker.version < declaration.version);
         let losses = match is_raised {
@@ -206,6 +211,7 @@ pub(super) async fn look<'k>(
             left_out,
             foreign,
             losses,
+            owned_by_others,
             lacks,
             standing,
             is_elsewhere,
@@ -284,10 +290,13 @@ async fn find_foreign(
 fn describe(known: &Known<'_>) -> Planned {
     let Known { declaration, tracker, foreign, .. } = known;
     let is_raised = tracker.is_some_and(|tracker| tracker.version < declaration.version);
-    let (action, description) = match (tracker, foreign) {
-        (_, Some(foreign)) if !is_raised => (Action::Stop, format!("stops, because {foreign}")),
-        (None, _) => (Action::Start, describe_start(declaration)),
-        (Some(tracker), _) => describe_known(known, tracker),
+    let (action, description) = match (&known.owned_by_others, tracker, foreign) {
+        (Some(found), ..) => {
+            (Action::Stop, format!("stops, because {}: {}", found.describe(), found.remedy()))
+        }
+        (None, _, Some(foreign)) if !is_raised => (Action::Stop, format!("stops, because {foreign}")),
+        (None, None, _) => (Action::Start, describe_start(declaration)),
+        (None, Some(tracker), _) => describe_known(known, tracker),
     };
     let description = match known.describe_given_up() {
         Some(end) => format!("{description}; {end}"),

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, PgPool, Row as _};
 use super::Finding;
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
+use crate::handlers::sql::find_owned_by_others;
 use crate::operations::databases::Databases;
 use crate::operations::unstored_types::find_unknown_types;
 use crate::postgres::error::chain;
@@ -27,6 +28,7 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
         }
     };
     findings.extend(privileges(databases, config).await?);
+    findings.extend(ownership(databases, config).await?);
     let trackers = Trackers::of(layout).list(&databases.projections, None).await?;
     findings.extend(processors(config, &trackers));
     findings.extend(event_types(databases, config).await?);
@@ -37,6 +39,27 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
 }
 
 /// The privileges that running processors requires beyond reading events.
+/// What others own of the processors that this role is to run: the statements for all of them at once.
+async fn ownership(databases: &Databases, config: &Config) -> anyhow::Result<Option<Finding>> {
+    let Databases { layout, projections, .. } = databases;
+    if find_other_role(projections).await?.is_some() {
+        return Ok(None);
+    }
+    let mut connection = projections.acquire().await?;
+    let (mut messages, mut statements) = (Vec::new(), Vec::new());
+    for declaration in &config.processors {
+        if let Some(found) = find_owned_by_others(&mut connection, layout.schema(), declaration).await? {
+            messages.push(format!("{} cannot run: {}", declaration.name, found.describe()));
+            statements.push(found.statements());
+        }
+    }
+    let finding = || {
+        let remedy = format!("as a superuser: {}", statements.join(" "));
+        Finding::failure("ownership", messages.join("; "), remedy)
+    };
+    Ok((!messages.is_empty()).then(finding))
+}
+
 async fn privileges(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
     let Databases { layout, projections, scope, .. } = databases;
     if let Some(role) = find_other_role(projections).await? {

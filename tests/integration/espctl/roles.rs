@@ -54,6 +54,48 @@ impl Roles {
     }
 }
 
+/// As after the daemon has been run by another role than now.
+#[tokio::test]
+async fn what_another_role_has_made_is_found_before_the_daemon_stops_and_all_of_it_at_once() {
+    let roles = Roles::create().await;
+    roles.owner.declare_notes("notes", "");
+    let last = append(&roles.db.pool, 3).await;
+    let daemon = roles.owner.start_daemon();
+    reaches(&roles.db.pool, "notes", last).await;
+    daemon.stop().await;
+    let (installation, _pool) = roles.login("espd_daemon").await;
+    installation.declare_notes("notes", "");
+    let belongs = "and espd_daemon, which is to run it, has to own them";
+    let statement = "alter function espd.handle_notes_v1(";
+    let mistakes = installation.espctl(&["check"]).await.complained(64);
+    for part in [belongs, "function espd.handle_notes_v1", "table views.notes", statement] {
+        assert!(mistakes.contains(part), "{part}: {mistakes}");
+    }
+    let planned = installation.espctl(&["plan"]).await;
+    assert!(planned.code == Some(2) && planned.stdout.contains("! notes: stops, because "), "{planned:?}");
+    let doctor = installation.espctl(&["doctor", "--json"]).await;
+    let findings: serde_json::Value = serde_json::from_str(&doctor.stdout).unwrap();
+    let findings = findings.as_array().unwrap();
+    let found = findings.iter().find(|found| found["check"] == "ownership").unwrap();
+    assert_eq!(found["level"], "failure", "{found}");
+
+    let daemon = installation.start_daemon();
+    let status = eventually("the stop", async || {
+        Some(installation.status("notes").await).filter(|status| status["state"] == "failed")
+    })
+    .await;
+    let problem = status["advice"][0]["problem"].as_str().unwrap();
+    assert!(problem.contains(belongs) && problem.contains(statement), "{problem}");
+    // What the doctor says is all that it takes.
+    let statements = found["remedy"].as_str().unwrap().strip_prefix("as a superuser: ").unwrap().to_owned();
+    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&roles.db.pool).await.unwrap();
+    installation.espctl(&["check"]).await.printed();
+    installation.espctl(&["retry", "notes"]).await.printed();
+    let last = append(&roles.db.pool, 3).await;
+    reaches(&roles.db.pool, "notes", last).await;
+    daemon.stop().await;
+}
+
 /// Requires that the role lacks the right to do any of this.
 pub(super) async fn may_not(pool: &PgPool, statements: &[&'static str]) {
     for statement in statements {

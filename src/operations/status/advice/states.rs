@@ -337,8 +337,8 @@ fn of_held_tracker(status: &ProcessorStatus) -> String {
 }
 
 /// What to fix if the role lacks a right, or a policy would hide rows from it.
-const RIGHTS: &str = "the rights of espd's role (grant what is missing; where row security would hide rows, disable it on the \
-                      table or give the role bypassrls)";
+const RIGHTS: &str = "the rights of espd's role (`espctl doctor` names what is missing, or belongs to another role; where row \
+                      security would hide rows, disable it on the table or give the role bypassrls)";
 
 /// A lock that is waited for now: with nothing else in the way, or once more after `lock_timeout`.
 fn of_locked_again(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
