@@ -31,6 +31,7 @@ pub use claim::{Claim, LEASE};
 pub(crate) use failures::Outage;
 pub(crate) use handlers::HandlerChange;
 pub use key::ProcessorKey;
+pub(crate) use listing::FormerVersions;
 pub use listing::TrackerRow;
 pub(crate) use liveness::CurrentOwner;
 pub use operator::{ReplayEffects, Reset};

@@ -14,7 +14,7 @@ use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
 use crate::processing::emission::{PendingEmissions, PendingOfReactor};
 use crate::processing::rebuild::{LacksSchemas, RUNS_NO_PROCESSORS, Unverified, list_unverified};
-use crate::processing::tracker::{TrackerRow, Trackers};
+use crate::processing::tracker::{FormerVersions, TrackerRow, Trackers};
 use crate::schema;
 
 pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
@@ -30,7 +30,8 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     findings.extend(privileges(databases, config).await?);
     findings.extend(ownership(databases, config).await?);
     let trackers = Trackers::of(layout).list(&databases.projections, None).await?;
-    findings.extend(processors(config, &trackers));
+    let former = list_former(databases).await?;
+    findings.extend(processors(config, &trackers, &former));
     findings.extend(event_types(databases, config).await?);
     findings.extend(verification(databases, config).await?);
     let pending = PendingEmissions::of(layout).count_by_reactor(&databases.projections).await?;
@@ -38,7 +39,6 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     Ok(findings)
 }
 
-/// The privileges that running processors requires beyond reading events.
 /// What others own of the processors that this role is to run: the statements for all of them at once.
 async fn ownership(databases: &Databases, config: &Config) -> anyhow::Result<Option<Finding>> {
     let Databases { layout, projections, .. } = databases;
@@ -60,6 +60,7 @@ async fn ownership(databases: &Databases, config: &Config) -> anyhow::Result<Opt
     Ok((!messages.is_empty()).then(finding))
 }
 
+/// The privileges that running processors requires beyond reading events.
 async fn privileges(databases: &Databases, config: &Config) -> anyhow::Result<Vec<Finding>> {
     let Databases { layout, projections, scope, .. } = databases;
     if let Some(role) = find_other_role(projections).await? {
@@ -203,13 +204,18 @@ fn emissions(config: &Config, pending: &[PendingOfReactor]) -> Vec<Finding> {
     orphans.map(finding).collect()
 }
 
+async fn list_former(databases: &Databases) -> Result<FormerVersions, sqlx::Error> {
+    let mut connection = databases.projections.acquire().await?;
+    Trackers::of(&databases.layout).list_former(&mut connection, None).await
+}
+
 /// Processors without a tracker, trackers without a processor, and versions that differ.
-fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
+fn processors(config: &Config, trackers: &[TrackerRow], former: &FormerVersions) -> Vec<Finding> {
     let mut findings = Vec::new();
     for declaration in &config.processors {
         let named = || trackers.iter().filter(|tracker| tracker.name == declaration.name);
         let declared = named().find(|tracker| tracker.version == declaration.version);
-        findings.extend(compare(declaration, declared.or_else(|| named().next())));
+        findings.extend(compare(declaration, declared.or_else(|| named().next()), former));
     }
     // Without a configuration file nothing is declared, so a tracker without a declaration says nothing.
     let undeclared = trackers.iter().filter(|_| !config.files.is_empty());
@@ -229,7 +235,11 @@ fn processors(config: &Config, trackers: &[TrackerRow]) -> Vec<Finding> {
     findings
 }
 
-fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> Option<Finding> {
+fn compare(
+    declaration: &ProcessorDeclaration,
+    tracker: Option<&TrackerRow>,
+    former: &FormerVersions,
+) -> Option<Finding> {
     let ProcessorDeclaration { name, version, .. } = declaration;
     let Some(tracker) = tracker else {
         let message = format!("{name} is declared and has never run on this database");
@@ -253,7 +263,10 @@ fn compare(declaration: &ProcessorDeclaration, tracker: Option<&TrackerRow>) -> 
         }
         let back = match Unsuitable::find(declaration, false) {
             Some(_) => format!("`espctl reset {name}` has version {version} begin anew"),
-            None => format!("`espctl rollback {name}` goes back"),
+            None => former.rollback(name, *version).map_or_else(
+                || format!("its handlers under a higher version: version {version} is not kept"),
+                |rollback| format!("{rollback} goes back"),
+            ),
         };
         let remedy = format!("declare version {}, or {back}", tracker.version);
         Finding::failure("processors", message, remedy)

@@ -255,7 +255,12 @@ impl Operator<'_> {
             let because = format!(
                 "version {version} of {name} serves, and the configuration declares version {declared}"
             );
-            Some((because, format!("raise the version, or go back with `espctl rollback {name}`")))
+            Some((
+                because,
+                format!(
+                    "raise the version, or, where version {declared} is kept, go back with `espctl rollback {name}`"
+                ),
+            ))
         } else if row.diverged.is_some() {
             let because = format!("{name} has met another event store than the one that it has followed");
             Some((because, format!("`espctl status {name}` says what to do")))

@@ -19,6 +19,7 @@ use crate::operations::databases::usable::Unusable;
 use crate::own_name::in_own_name;
 use crate::processing::declaration::{ProcessorKind, Unsuitable};
 use crate::processing::rebuild::LeftOut;
+use crate::processing::tracker::FormerVersions;
 
 /// One thing that needs attention. The field names are an interface: `espctl status --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,11 +57,11 @@ pub(super) struct Surroundings<'s> {
     pub(super) now: DateTime<Utc>,
     /// Host and process id of each daemon that runs workers on this database.
     pub(super) daemons: &'s [String],
-    /// Those of them that go on with an older configuration than they were to follow.
     /// Workers of daemons that have given no sign of life for a while, and have not ended in order.
     pub(super) vanished: &'s [WorkerStatus],
     /// Why nothing can be handled by anybody.
     pub(super) unusable: Option<&'s Unusable>,
+    /// Those of them that go on with an older configuration than they were to follow.
     pub(super) refused: &'s [RefusedReload],
     /// Whether the configuration that the question comes with declares the processor.
     pub(super) is_declared: bool,
@@ -72,6 +73,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) left_out: Option<LeftOut>,
     /// Why that version cannot be built beside another one.
     pub(super) unsuitable: Option<Unsuitable>,
+    /// The versions that have served before and are kept.
+    pub(super) former: &'s FormerVersions,
     /// Whether the processor is declared synchronous, and is not.
     pub(super) is_not_yet_synchronous: bool,
 }
@@ -260,9 +263,11 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
              it and lets it go live; `espctl reset {name} --in-place` drops and rebuilds the tables."
         )
     } else {
-        format!(
-            "Version {declared} was superseded: declare version {version}, or go back with `espctl rollback {name}`."
-        )
+        let back = surroundings.former.rollback(name, declared).map_or_else(
+            || format!("or its handlers under a higher version than that: version {declared} is not kept"),
+            |rollback| format!("or go back with {rollback}"),
+        );
+        format!("Version {declared} was superseded: declare version {version}, {back}.")
     };
     Some(Advice::new(Topic::OtherVersion, problem, None, remedy))
 }
@@ -448,19 +453,22 @@ mod tests {
     use crate::processing::divergence::{Divergence, DivergenceKind};
     use crate::processing::tracker::{HandlerChange, Outage};
 
+    static NONE: std::sync::LazyLock<FormerVersions> = std::sync::LazyLock::new(FormerVersions::default);
+
     fn alone(now: DateTime<Utc>) -> Surroundings<'static> {
         Surroundings {
             now,
             daemons: &[],
+            vanished: &[],
+            unusable: None,
             refused: &[],
             is_declared: true,
             declared_version: None,
             live_since: None,
+            former: &NONE,
             is_not_yet_synchronous: false,
             left_out: None,
             unsuitable: None,
-            vanished: &[],
-            unusable: None,
         }
     }
 
@@ -526,6 +534,7 @@ mod tests {
             last_end_at: Some(Utc::now()),
             next_start_at: Some(Utc::now()),
             recorded_at: Utc::now(),
+            is_present: true,
         }
     }
 
@@ -534,7 +543,6 @@ mod tests {
         let now = Utc::now();
         let stopped = |seconds, version| ProcessorStatus {
             state: ProcessorState::Stopped,
-            is_present: true,
             version,
             position: 5.into(),
             worker: Some(WorkerStatus {

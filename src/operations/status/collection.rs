@@ -126,6 +126,7 @@ async fn advise_all(
     let raised: Vec<_> = declared.processors.iter().filter(is_raised).collect();
     let left_out = list_left_out(projections, (layout, declared.upcasts), &raised).await?;
     let gone_live = rebuild::list_gone_live(projections, layout).await?;
+    let former = Trackers::of(layout).list_former(&mut *projections, None).await?;
     let now = Utc::now();
     for status in statuses {
         let declaration = declared.find(&status.name);
@@ -141,6 +142,7 @@ async fn advise_all(
                 .get(&status.name)
                 .filter(|(version, _)| *version == status.version)
                 .map(|(_, since)| *since),
+            former: &former,
             left_out: left_out.get(&status.name).copied(),
             unsuitable: declaration
                 .and_then(|declared| Unsuitable::find_deployed(declared, status.synchronous.is_some())),

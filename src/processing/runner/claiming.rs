@@ -171,7 +171,7 @@ impl Runner {
     ) -> Result<Next, sqlx::Error> {
         self.outage.over();
         if current_owner.superseded {
-            return Ok(self.stay_superseded(&current_owner, waiting));
+            return self.stay_superseded(connection, &current_owner, waiting).await;
         }
         waiting.superseded = false;
         if let Some(backend) = current_owner.frozen_backend {
@@ -198,13 +198,27 @@ impl Runner {
     }
 
     /// Leaves the processor to daemons that declare a newer version, which has gone live.
-    fn stay_superseded(&mut self, current_owner: &CurrentOwner, mut waiting: Waiting) -> Next {
+    async fn stay_superseded(
+        &mut self,
+        connection: &mut PgConnection,
+        current_owner: &CurrentOwner,
+        mut waiting: Waiting,
+    ) -> Result<Next, sqlx::Error> {
         if !waiting.superseded {
             let (name, version) = (&self.name, current_owner.version);
             let back = match Unsuitable::find(&self.processor.base().declaration, false) {
                 Some(_) => format!("`espctl reset {name}` has the declared one take its place"),
-                None => format!("go back with `espctl rollback {name}`"),
+                None => former.rollback(name, self.key.version).map_or_else(
+                    || {
+                        format!(
+                            "its handlers under a higher version: version {} is not kept",
+                            self.key.version
+                        )
+                    },
+                    |rollback| format!("go back with {rollback}"),
+                ),
             };
+            let former = in_time(self.trackers.list_former(connection, Some(&self.name))).await?;
             warn!(
                 processor = self.name,
                 version,
@@ -214,7 +228,7 @@ impl Runner {
             (waiting.superseded, waiting.announced) = (true, false);
         }
         self.phase = Phase::Unclaimed(waiting);
-        Next::Wait(None, self.context.lease)
+        Ok(Next::Wait(None, self.context.lease))
     }
 
     /// How long to wait before the next look, if no notification comes.

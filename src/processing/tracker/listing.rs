@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgExecutor};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 
 use uuid::Uuid;
 
 use super::handlers::have_changed;
 use super::{HandlerChange, Memory, Outage, ProcessorKey, Trackers};
 use crate::event::{Position, StoredTime};
+use crate::postgres::literal::simple;
+use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::divergence::Divergence;
 use crate::processing::failure::Failure;
@@ -166,7 +168,45 @@ impl TrackerRow {
 impl Trackers {
     /// Lists the trackers of all processors, or of one, by name, version and partition. Versions that are built or kept beside
     /// the one that serves are not among all processors.
+/// The versions of processors that have served before and are kept.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FormerVersions(BTreeMap<String, Vec<i32>>);
+
+impl FormerVersions {
+    /// The command that goes back to a version; `None`: that is not kept.
+    pub(crate) fn rollback(&self, name: &str, version: i32) -> Option<String> {
+        let kept = self.0.get(name).filter(|kept| kept.contains(&version))?;
+        Some(match &kept[..] {
+            [_] => format!("`espctl rollback {name}`"),
+            _ => format!("`espctl rollback {name} --to {version}`"),
+        })
+    }
+}
+
     pub async fn list(
+    /// Lists the former versions that are kept, of all processors or of one.
+    pub(crate) async fn list_former(
+        &self,
+        connection: &mut PgConnection,
+        name: Option<&str>,
+    ) -> Result<FormerVersions, sqlx::Error> {
+        let wanted = name.map_or_else(
+            || "strpos(name, '$') > 0".to_owned(),
+            |name| format!("name = {} || '$' || version", quote_literal(name)),
+        );
+        let statement = format!(
+            "-- list_former_versions
+             select left(name, -length('$' || version)) as name, version from {}
+             where {wanted} and name like '%$' || version order by version",
+            self.table
+        );
+        let mut former = BTreeMap::<String, Vec<i32>>::new();
+        for row in simple(statement).fetch_all(connection).await? {
+            former.entry(row.try_get("name")?).or_default().push(row.try_get("version")?);
+        }
+        Ok(FormerVersions(former))
+    }
+
         &self,
         connection: impl PgExecutor<'_>,
         name: Option<&str>,

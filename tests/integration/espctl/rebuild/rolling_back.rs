@@ -3,6 +3,35 @@
 use super::*;
 
 #[tokio::test]
+async fn nobody_is_told_to_go_back_to_a_version_that_is_not_kept() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    let kept = "superseded by version 2: the processor is left to it. Declare that version, or go back with `espctl rollback orders`";
+    daemon.says(kept).await;
+    fixture.declare(1, FIRST);
+    let doctor = fixture.espctl(&["doctor"]).await.stdout;
+    assert!(doctor.contains("`espctl rollback orders` goes back"), "{doctor}");
+    let remedy = async || {
+        let status = fixture.installation.status("orders").await;
+        let advice = status["advice"].as_array().unwrap().iter().find(|one| one["topic"] == "other_version");
+        advice.unwrap()["remedy"].as_str().unwrap().to_owned()
+    };
+    assert!(remedy().await.contains("or go back with `espctl rollback orders`."));
+    fixture.espctl(&["rebuild", "drop", "orders", "--yes"]).await.printed();
+    daemon.stop().await;
+    let daemon = fixture.installation.start_daemon();
+    let gone = "superseded by version 2: the processor is left to it. Declare that version, or its handlers under a higher version: \
+                version 1 is not kept";
+    daemon.says(gone).await;
+    let (told, doctor) = (remedy().await, fixture.espctl(&["doctor"]).await.stdout);
+    assert!(told.contains("version 1 is not kept") && !told.contains("rollback"), "{told}");
+    assert!(doctor.contains("version 1 is not kept") && !doctor.contains("rollback"), "{doctor}");
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_version_that_has_followed_another_store_does_not_serve_again() {
     let (fixture, daemon) = Fixture::running().await;
     fixture.declare(2, WIDER);
