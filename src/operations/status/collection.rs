@@ -133,9 +133,9 @@ async fn advise_all(
         let surroundings = Surroundings {
             now,
             daemons: &daemons,
-            refused: &refused,
             vanished,
             unusable: unusable.as_ref(),
+            refused: &refused,
             is_declared: declaration.is_some(),
             declared_version: declaration.map(|declaration| declaration.version),
             live_since: gone_live
@@ -193,6 +193,8 @@ fn of_row(
         Some(_) => ProcessorState::Diverged,
         None => state_of(&row, horizon, lag.seconds, lock_wait.is_some()),
     };
+    let has_stopped = matches!(state, ProcessorState::Diverged | ProcessorState::Failed);
+    let overdue_since = if has_stopped { row.keyless_overdue_since } else { row.emissions_overdue_since };
     ProcessorStatus {
         state,
         head: horizon.head,
@@ -219,8 +221,9 @@ fn of_row(
         pending_emissions: row.pending_emissions,
         next_emission_at: row.next_emission_at,
         refused_emissions: row.refused_emissions,
-        emissions_overdue_since: row.emissions_overdue_since,
-        emission_error: row.emission_error,
+        emissions_overdue_since: overdue_since,
+        // The error of an outage stays where nothing is moved because it is held.
+        emission_error: row.emission_error.filter(|_| row.refused_emissions > 0 || overdue_since.is_some()),
         updated_at: Some(row.updated_at),
         worker: None,
         held_by: horizon.held_by.iter().map(HeldBy::of).collect(),
@@ -316,12 +319,12 @@ mod tests {
             last_end_at: Some(now - TimeDelta::seconds(ended_seconds_ago)),
             next_start_at: None,
             recorded_at: Utc::now(),
+            is_present: true,
         };
         let status = |state: ProcessorState, worker: WorkerStatus| ProcessorStatus {
             state,
             worker: Some(worker),
             updated_at: Some(now - TimeDelta::seconds(3)),
-            is_present: true,
             ..live("notes")
         };
         let is_gone = |state, worker| is_without_process(&status(state, worker));

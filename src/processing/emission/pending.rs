@@ -205,7 +205,9 @@ impl PendingEmissions {
         let statement = format!(
             "-- list_emissions
              select e.id, e.reactor, e.partition, e.uuid, e.aggregate_id, e.type as event_type, e.key, e.due_at, e.attempts,
-                    e.sqlstate, e.last_error, e.tried_at, e.next_try_at, e.causation_id, e.correlation_id,
+                    e.sqlstate,
+                    -- What is held does not wait for what it waited for before.
+                    case when e.attempts > 0 or not {held} then e.last_error end as last_error, e.tried_at, e.next_try_at, e.causation_id, e.correlation_id,
                     case when {held} then 'held' when e.attempts > 0 then 'refused'
                          when e.due_at > clock_timestamp() then 'later' else 'due' end as state
              from {schema}.emissions as e where {condition}

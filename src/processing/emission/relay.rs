@@ -109,7 +109,7 @@ impl Relay {
         let behind = in_time(BATCH_TIME, self.find_head(&mut connection)).await?;
         loop {
             let looked = in_time(BATCH_TIME, Box::pin(self.move_due(&mut connection, behind))).await?;
-            if outages.attempts() > 0 {
+            if outages.attempts() > 0 && self.may_write(&mut connection).await? {
                 info!(reactors = self.reactors.join(", "), "emissions are moved again");
                 outages.succeeded();
             }
@@ -117,6 +117,19 @@ impl Relay {
                 let _ = timeout(time.min(INTERVAL), self.wake_relay.notified()).await;
             }
         }
+    }
+
+    /// Whether the event store lets anybody write: where nothing is due, nothing else has shown that an outage is over.
+    async fn may_write(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let statement =
+            "-- may_write\nselect current_setting('transaction_read_only') = 'off' as may_write".to_owned();
+        let looking = async {
+            match &self.events {
+                Events::SameDatabase(_) => simple(statement).fetch_one(connection).await,
+                Events::Elsewhere(store) => simple(statement).fetch_one(store.pool()).await,
+            }
+        };
+        in_time(BATCH_TIME, looking).await?.try_get("may_write")
     }
 
     /// Moves some of the emissions that are due, in order for each reactor.

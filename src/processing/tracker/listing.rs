@@ -93,6 +93,8 @@ pub struct TrackerRow {
     pub refused_emissions: i64,
     /// Since when the oldest emission that is due, and was not refused, waits; `None`: none does.
     pub emissions_overdue_since: Option<DateTime<Utc>>,
+    /// As [`Self::emissions_overdue_since`], of those without a key: the others are held while the reactor has stopped.
+    pub keyless_overdue_since: Option<DateTime<Utc>>,
     /// Why the last of them was refused, or what they wait for.
     pub emission_error: Option<String>,
     /// In which order events are handled when they are inserted; `None`: they are handled in batches.
@@ -137,6 +139,7 @@ from_row!(TrackerRow {
     next_emission_at,
     refused_emissions,
     emissions_overdue_since,
+    keyless_overdue_since,
     emission_error,
     synchronous,
     updated_at
@@ -229,7 +232,7 @@ impl FormerVersions {
                     outage, diverged, witness_at, witness_id, witness_uuid, events_partitions, handlers, handler_change, synchronous, updated_at,
                     coalesce(dead_letters, 0) as dead_letters, oldest_dead_letter_at,
                     coalesce(pending_emissions, 0) as pending_emissions, next_emission_at,
-                    coalesce(refused_emissions, 0) as refused_emissions, emission_error,
+                    coalesce(refused_emissions, 0) as refused_emissions, emission_error, keyless_overdue_since,
                     -- Until it is where it was before a reset, what it has emitted is held.
                     case when t.position >= t.repeated_until then emissions_overdue_since end as emissions_overdue_since
              from {trackers} as t
@@ -245,6 +248,8 @@ impl FormerVersions {
                       count(*) filter (where e.attempts > 0) as refused_emissions,
                       min(due_at) filter (where e.attempts = 0 and due_at < clock_timestamp() and isfinite(due_at))
                         as emissions_overdue_since,
+                      min(due_at) filter (where e.attempts = 0 and due_at < clock_timestamp() and isfinite(due_at) and e.key is null)
+                        as keyless_overdue_since,
                       (array_agg(e.last_error order by e.tried_at desc nulls last)
                         filter (where e.last_error is not null))[1] as emission_error
                from {schema}.emissions as e where $1::text is null or reactor = $1 group by reactor, e.partition

@@ -204,6 +204,33 @@ async fn a_store_that_is_away_is_waited_for_and_named() {
 }
 
 #[tokio::test]
+async fn what_a_reactor_that_has_stopped_holds_is_not_said_to_wait_for_anything_else() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare("answering", &reactor("answering", "A", &after("1 hour")));
+    let last = append(&db.pool, 2).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "answering", last).await;
+    execute(&db.pool, "delete from espd.events where id > 1; select setval('espd.events_id_seq', 1)").await;
+    // The status notices it before the daemon does, which moves what is due until then.
+    let recorded = "select count(*) from espd.trackers where diverged is not null";
+    eventually("the divergence", async || (numbers(&db.pool, recorded).await == [1]).then_some(())).await;
+    // As an outage that is over has left it.
+    let due = "update espd.emissions set key = 'k' || id, due_at = now() - interval '1 hour', last_error = 'no server'";
+    execute(&db.pool, due).await;
+    let status = installation.status("answering").await;
+    assert_eq!((&status["emission_error"], &status["emissions_overdue_since"]), (&Value::Null, &Value::Null));
+    let advice = status["advice"].to_string();
+    assert!(!advice.contains("overdue_emissions") && advice.contains("that have a key are held"), "{advice}");
+    let listed = installation.espctl(&["emissions", "list", "--json"]).await.json();
+    assert_eq!((&listed[0]["state"], &listed[0]["last_error"]), (&"held".into(), &Value::Null), "{listed}");
+    execute(&db.pool, "update espd.emissions set key = null").await;
+    let advice = installation.status("answering").await["advice"].to_string();
+    assert!(advice.contains("overdue_emissions") && advice.contains("no server"), "{advice}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_pause_holds_what_a_reactor_has_emitted_for_later() {
     let db = support::database().await;
     let installation = Installation::new(&db.url, RUNNER);

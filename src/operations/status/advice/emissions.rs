@@ -59,6 +59,14 @@ pub(super) fn held(status: &ProcessorStatus) -> String {
     }
 }
 
+/// What it means for the emissions of a reactor that it has stopped, as a sentence behind others; empty if there are none.
+pub(super) fn held_by_stop(status: &ProcessorStatus) -> &'static str {
+    match status.pending_emissions {
+        0 => "",
+        _ => " Those of its pending emissions that have a key are held until then.",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::examples::live;

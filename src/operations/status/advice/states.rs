@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
 use super::super::format::thousands;
+use super::super::{ProcessorState, ProcessorStatus, WorkerStatus};
 use super::{Advice, Surroundings, Topic, count, emissions, holders};
 use crate::operations::databases::usable::Unusable;
 use crate::postgres::sqlstate::{INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE};
@@ -52,7 +52,8 @@ fn of_standing(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
 
 fn of_divergence(status: &ProcessorStatus) -> Option<Advice> {
     let (name, found) = (&status.name, status.diverged.as_ref()?);
-    let advice = Advice::new(Topic::Diverged, found.describe(name), found.at, found.remedy(name));
+    let problem = format!("{}{}", found.describe(name), emissions::held_by_stop(status));
+    let advice = Advice::new(Topic::Diverged, problem, found.at, found.remedy(name));
     let predicate = format!(
         "have stopped because the event store is not the one that they have followed (last id {}, last common event {}).",
         found.head, found.last_common
@@ -167,7 +168,6 @@ fn last_words(error: Option<&Failure>) -> String {
     line.map_or_else(String::new, |line| format!(" The program's last words on standard error: {line}"))
 }
 
-fn of_takeover(status: &ProcessorStatus) -> Advice {
 /// Nobody can own the processor, because nobody can write that he does.
 fn of_unusable_database(
     status: &ProcessorStatus,
@@ -189,6 +189,7 @@ fn of_nobody(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> Option
     }
 }
 
+fn of_takeover(status: &ProcessorStatus) -> Advice {
     let (name, standbys) = (&status.name, status.standbys.join(", "));
     Advice::new(
         Topic::Standby,
@@ -218,9 +219,9 @@ fn of_missing_owner(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         // A daemon leaves a newer version alone than the one that it declares, which is told of it.
         let is_older = surroundings.declared_version.is_some_and(|declared| declared < status.version);
         return (!is_older).then(|| of_idle_worker(status, worker, surroundings));
-    } else if status.updated_at.is_none() {
     } else if let Some(worker) = surroundings.vanished.iter().find(|worker| worker.processor == *name) {
         return Some(of_vanished_daemon(status, worker));
+    } else if status.updated_at.is_none() {
         format!("No daemon runs {name}, and none ever has.")
     } else {
         format!("No daemon runs {name}.")
@@ -271,7 +272,6 @@ fn of_idle_worker(
     Advice::new(Topic::Stopped, problem, status.updated_at, remedy).shared(status, predicate, shared)
 }
 
-/// A version has taken the place of the one that the daemon of the worker seems to declare.
 /// The daemon of the processor has not ended in order, and records nothing any more.
 fn of_vanished_daemon(status: &ProcessorStatus, worker: &WorkerStatus) -> Advice {
     let (name, owner) = (&status.name, &worker.owner);
@@ -283,6 +283,7 @@ fn of_vanished_daemon(status: &ProcessorStatus, worker: &WorkerStatus) -> Advice
         .shared(status, predicate, remedy)
 }
 
+/// A version has taken the place of the one that the daemon of the worker seems to declare.
 fn of_superseded(status: &ProcessorStatus, owner: &str, live_since: DateTime<Utc>) -> Advice {
     let ProcessorStatus { name, version, .. } = status;
     let problem = format!(
