@@ -89,7 +89,7 @@ impl Runner {
             }
             Outcome::Ahead { position, seen, handled, under_way, reached, pending_retry } => {
                 self.advanced(position, seen, handled, begun);
-                self.outage.proceeded(reached);
+                self.end_outage(reached);
                 self.note_density(seen, upto);
                 self.follow_ahead(connection, under_way, pending_retry).await
             }
@@ -206,7 +206,7 @@ impl Runner {
     /// Takes note of a batch that was committed, and logs it.
     pub(super) fn committed(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {
         self.advanced(position, seen, handled, begun);
-        self.outage.over();
+        self.end_outage(true);
     }
 
     fn advanced(&mut self, position: Position, seen: Position, handled: i32, begun: Instant) {

@@ -86,7 +86,12 @@ impl Runner {
 
     /// Prepares the processor for its first batch under a claim.
     async fn begin(&mut self, connection: &mut PgConnection, claim: Claim) -> Result<Next, sqlx::Error> {
-        info!(processor = self.name, position = claim.position.get(), epoch = claim.epoch, "claimed");
+        let (position, epoch) = (claim.position.get(), claim.epoch);
+        if self.outage.claimed() {
+            info!(processor = self.name, position, epoch, "claimed");
+        } else {
+            debug!(processor = self.name, position, epoch, "claimed");
+        }
         // Operators may have asked for something while nobody owned the tracker.
         self.expect_news();
         self.batch_at = Instant::now();
@@ -205,6 +210,7 @@ impl Runner {
         mut waiting: Waiting,
     ) -> Result<Next, sqlx::Error> {
         if !waiting.superseded {
+            let former = in_time(self.trackers.list_former(connection, Some(&self.name))).await?;
             let (name, version) = (&self.name, current_owner.version);
             let back = match Unsuitable::find(&self.processor.base().declaration, false) {
                 Some(_) => format!("`espctl reset {name}` has the declared one take its place"),
@@ -218,7 +224,6 @@ impl Runner {
                     |rollback| format!("go back with {rollback}"),
                 ),
             };
-            let former = in_time(self.trackers.list_former(connection, Some(&self.name))).await?;
             warn!(
                 processor = self.name,
                 version,

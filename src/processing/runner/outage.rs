@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::postgres::sqlstate::{describe, shorten};
 use crate::process::report::Condition;
@@ -38,12 +38,14 @@ pub(super) struct OutageLog {
     recorded: Option<Instant>,
     /// Whether the outage is of something that is no database.
     external: bool,
+    /// How many claims there were in the outage: each attempt on a new session is one.
+    claims: u32,
 }
 
 impl Default for OutageLog {
     fn default() -> Self {
         let retry = Retry::new(RetryPolicy::infrastructure());
-        Self { retry, outage: None, recorded: None, external: false }
+        Self { retry, outage: None, recorded: None, external: false, claims: 0 }
     }
 }
 
@@ -103,6 +105,17 @@ impl OutageLog {
         }
     }
 
+    /// Takes note of a claim. Returns whether to log it: of those in one outage, the first.
+    pub(super) fn claimed(&mut self) -> bool {
+        self.claims = if self.outage.is_some() { self.claims.saturating_add(1) } else { 0 };
+        self.claims <= 1
+    }
+
+    /// Whether claims in the present outage were not logged, so that nobody sees its end.
+    fn has_hidden_claims(&self) -> bool {
+        self.outage.is_some() && self.claims > 1
+    }
+
     /// Whether there is an outage of something that is no database.
     pub(super) fn is_external(&self) -> bool {
         self.external && self.outage.is_some()
@@ -139,6 +152,7 @@ impl OutageLog {
     pub(super) fn over(&mut self) {
         if self.outage.take().is_some() {
             self.retry.succeeded();
+            self.claims = 0;
         }
     }
 
@@ -197,6 +211,16 @@ impl Runner {
         delay
     }
 
+    /// Ends the outage, because a batch has got somewhere, and tells of it where nothing else would. `reached` is as for
+    /// [`OutageLog::proceeded`].
+    pub(super) fn end_outage(&mut self, reached: bool) {
+        let was_hidden = self.outage.has_hidden_claims();
+        self.outage.proceeded(reached);
+        if was_hidden && self.outage.outage.is_none() {
+            info!(processor = self.name, "continues: the outage is over");
+        }
+    }
+
     /// Records the present outage in the tracker, if there is a claim. A failure to do so changes nothing.
     pub(super) async fn record_outage(&mut self, connection: &mut PgConnection) {
         let Self { phase, outage, trackers, name, .. } = self;
@@ -225,6 +249,20 @@ mod tests {
         assert!(log.due_record().is_none());
         log.recorded = log.recorded.and_then(|recorded| recorded.checked_sub(RECORD_INTERVAL));
         assert_eq!(log.due_record().map(|outage| outage.tries), Some(2));
+    }
+
+    #[test]
+    fn of_the_claims_in_an_outage_one_is_logged() {
+        let mut log = OutageLog::default();
+        let full = || sqlx::Error::Io(std::io::ErrorKind::StorageFull.into());
+        assert!(log.claimed() && log.claimed(), "without an outage each is");
+        log.failed(&full(), Duration::ZERO);
+        assert!(log.claimed() && !log.has_hidden_claims());
+        log.failed(&full(), Duration::ZERO);
+        assert!(!log.claimed() && log.has_hidden_claims());
+        log.over();
+        log.failed(&full(), Duration::ZERO);
+        assert!(log.claimed());
     }
 
     #[test]
