@@ -32,7 +32,7 @@ fn read_worker(worker: &Snapshot) -> WorkerReading {
     WorkerReading {
         name: worker.name.clone(),
         is_running: worker.pid.is_some(),
-        starts: worker.starts,
+        restarts: worker.restarts,
         is_crash_looping: worker.state.is_crash_loop(),
         heartbeat_age: worker.last_heartbeat.map(|heartbeat| heartbeat.elapsed().as_secs_f64()),
     }

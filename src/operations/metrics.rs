@@ -49,8 +49,8 @@ pub(crate) struct Readings {
 pub(crate) struct WorkerReading {
     pub(crate) name: String,
     pub(crate) is_running: bool,
-    /// Starts so far, the first one included.
-    pub(crate) starts: u32,
+    /// Starts so far after an end that nobody had asked for.
+    pub(crate) restarts: u32,
     pub(crate) is_crash_looping: bool,
     /// Seconds since the last heartbeat; `None` before the first one.
     pub(crate) heartbeat_age: Option<f64>,
@@ -112,8 +112,8 @@ pub(crate) const METRICS: [Metric; 42] = [
     ),
     counter(
         "espd_worker_restarts_total",
-        "Starts of the worker after its first one.",
-        Value::Worker(|worker| f64::from(worker.starts.saturating_sub(1))),
+        "Starts of the worker after an end that nobody had asked for, as a reload does.",
+        Value::Worker(|worker| f64::from(worker.restarts)),
     ),
     gauge(
         "espd_worker_crash_looping",
@@ -152,12 +152,12 @@ pub(crate) const METRICS: [Metric; 42] = [
     ),
     gauge(
         "espd_processor_lag_events",
-        "Ids between position and head.",
+        "Events between position and head; beyond ten thousand an estimate.",
         Value::Processor(|status| status.lag_events as f64),
     ),
     gauge(
         "espd_processor_lag_seconds",
-        "Age of the oldest event beyond the position; 0 when there is none.",
+        "Age of the oldest of the next hundred events beyond the position; 0 when there is none.",
         Value::Processor(|status| status.lag_seconds),
     ),
     gauge(
@@ -232,7 +232,7 @@ pub(crate) const METRICS: [Metric; 42] = [
     ),
     counter(
         "espd_events_processed_total",
-        "Events handled since the last reset.",
+        "Events handled since the tables were made; a reset that only moves the position counts on.",
         Value::Processor(|status| status.handled as f64),
     ),
     gauge(
@@ -456,7 +456,7 @@ mod tests {
         let worker = WorkerReading {
             name: "notes".into(),
             is_running: true,
-            starts: 3,
+            restarts: 2,
             is_crash_looping: false,
             heartbeat_age: None,
         };

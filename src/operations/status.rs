@@ -127,7 +127,7 @@ pub(crate) struct ProcessorStatus {
     pub horizon: Position,
     /// Events between position and head, of other types included: ids where these are few, otherwise counted or estimated.
     pub lag_events: i64,
-    /// Age of the oldest event beyond the position, in seconds; 0 when there is none.
+    /// Age of the oldest of the next hundred events beyond the position, in seconds; 0 when there is none.
     pub lag_seconds: f64,
     /// Ids passed per second in the last seconds, events of other types included; 0 when nothing moves.
     pub rate: f32,
@@ -135,7 +135,7 @@ pub(crate) struct ProcessorStatus {
     pub synchronous: Option<String>,
     /// Since when the position is where it is, while there are events to handle and nothing fails; `None` in other states.
     pub standing_since: Option<DateTime<Utc>>,
-    /// Events handled since the last reset.
+    /// Events handled since the tables were made; a reset that only moves the position counts on.
     pub handled: i64,
     /// How often the processor has been claimed or reset.
     pub epoch: i64,

@@ -161,6 +161,25 @@ impl DeadLetters {
         Ok(Some((row.try_get::<i32, _>("attempts")?.unsigned_abs(), row.try_get("blocks")?)))
     }
 
+    /// Lets the dead letters of a `coming` version be as old as those of the same events that the one has which it replaces.
+    pub(crate) async fn keep_ages(
+        &self,
+        connection: &mut PgConnection,
+        former: &ProcessorKey,
+        coming: &ProcessorKey,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- keep_ages_of_dead_letters
+             update {schema}.dead_letters as d set set_aside_at = f.set_aside_at
+             from (select event_id, set_aside_at from {schema}.dead_letters where {former}) as f
+             where {coming} and d.event_id = f.event_id and f.set_aside_at < d.set_aside_at",
+            schema = self.schema,
+            former = former.is_processor(),
+            coming = coming.is_processor(),
+        );
+        simple(statement).execute(connection).await.map(drop)
+    }
+
     /// Why an event beyond the position has failed that is tried again; `None`: it has not, or is done.
     pub(crate) async fn find_failed_beyond(
         &self,

@@ -34,6 +34,8 @@ pub(crate) struct Snapshot {
     pub state: WorkerState,
     /// How often the worker was started.
     pub starts: u32,
+    /// How often it was started again after an end that nobody had asked for.
+    pub restarts: u32,
     /// How and when the worker ended last.
     pub last_end: Option<End>,
     /// When the worker will be started again; `None` unless it waits for that.
@@ -60,6 +62,8 @@ pub(super) struct SupervisedWorker {
     pub(super) state: WorkerState,
     pub(super) pid: Option<Pid>,
     pub(super) starts: u32,
+    /// How often it has ended because its configuration had changed, or was taken away.
+    replacements: u32,
     /// Whether the worker is no longer configured, so that it is forgotten once it has stopped.
     pub(super) removed: bool,
     last_end: Option<End>,
@@ -86,6 +90,7 @@ impl SupervisedWorker {
             state: WorkerState::new(Instant::now()),
             pid: None,
             starts: 0,
+            replacements: 0,
             removed: false,
             last_end: None,
             unclean_end: None,
@@ -179,6 +184,7 @@ impl SupervisedWorker {
                 false
             }
         };
+        self.replacements += u32::from(expected);
         // TERM ends a worker by itself that has just been started: it listens to nothing yet, and has nothing to finish.
         let by_itself = status.as_ref().is_ok_and(|status| status.success() || status.signal() == Some(TERM));
         self.note_end(by_itself, &how);
@@ -289,6 +295,7 @@ impl SupervisedWorker {
             pid: self.raw_pid(),
             state: self.state,
             starts: self.starts,
+            restarts: self.starts.saturating_sub(1).saturating_sub(self.replacements),
             last_end: self.last_end.clone(),
             next_start,
             last_heartbeat: self.last_heartbeat,

@@ -12,6 +12,7 @@ use crate::operations::status::LockWait;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::postgres::sqlstate::{describe, is_lock_timeout};
+use crate::processing::dead_letters::DeadLetters;
 use crate::processing::processor::{forget_planned_dependents, were_made_from_other};
 use crate::processing::rebuild::{Difference, Merged, NewerSnapshot, Swap, SwapError, merge};
 
@@ -391,6 +392,7 @@ impl Rebuilding<'_> {
             Err(error) if is_about_rows(&error) => return Ok(Err(describe(&error))),
             Err(error) => return Err(error.into()),
         };
+        DeadLetters::new(&trackers).keep_ages(&mut transaction, &self.live, &claim.key).await?;
         let statement = format!(
             "-- merge_versions\nselect {}.merge_versions($1, {}, {}, {}, {}, $2)",
             trackers.schema(),

@@ -9,12 +9,15 @@ use crate::store::layout::Layout;
 /// Up to so many ids count as events, holes included, and up to so many events are counted one by one.
 const COUNTED_MAX: i64 = 10_000;
 
+/// The age is that of the oldest of so many next events: whoever appends may say when, and one whose clock is ahead must not hide the others.
+const AGED: i64 = 100;
+
 /// How far a processor is behind.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lag {
     /// Events between position and head, of whatever types; an estimate beyond ten thousand.
     pub(super) events: i64,
-    /// Age of the oldest of them, in seconds; 0 when there is none.
+    /// Age of the oldest of the next [`AGED`] of them, in seconds; 0 when there is none.
     pub(super) seconds: f64,
 }
 
@@ -47,17 +50,23 @@ impl Lag {
             ids
         } else {
             match count_events(&mut *connection, layout, position).await? {
-                counted if counted <= COUNTED_MAX => counted,
-                // Without statistics the planner guesses a third of the table, whatever the position is.
-                _ if !has_statistics(&mut *connection, layout).await? => ids,
-                _ => estimate_events(connection, layout, position).await?.clamp(COUNTED_MAX, ids),
+                (counted, _) if counted <= COUNTED_MAX => counted,
+                (counted, last) => {
+                    let estimated = estimate_events(connection, layout, position).await?;
+                    // Without statistics, and with those of before, the rest counts as dense as what was counted.
+                    let by_density = || extrapolate(counted, position.distance_to(last), ids);
+                    estimated
+                        .filter(|estimated| *estimated > counted)
+                        .unwrap_or_else(by_density)
+                        .clamp(counted, ids)
+                }
             }
         };
         Ok(Self { events, seconds })
     }
 }
 
-/// Age of the oldest event beyond `position` that is visible now, in seconds by the server's clock.
+/// Age of the oldest of the next [`AGED`] events beyond `position` that are visible now, in seconds by the server's clock.
 async fn read_seconds(
     connection: &mut PgConnection,
     layout: &Layout,
@@ -65,47 +74,58 @@ async fn read_seconds(
 ) -> Result<f64, sqlx::Error> {
     let statement = format!(
         "-- age_oldest_unhandled_event
-         select case when isfinite(created_at)
-                then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end::float8
-         from {} as e where id > $1 order by id limit 1",
+         select max(case when isfinite(created_at)
+                then greatest(0, extract(epoch from clock_timestamp() - created_at)) else 0 end)::float8
+         from (select created_at from {} as e where id > $1 order by id limit {AGED}) as e",
         layout.source()
     );
     let age: Option<f64> =
-        sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_optional(connection).await?;
+        sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_one(connection).await?;
     Ok(age.unwrap_or(0.0))
 }
 
-/// How many events there are beyond `position`; one more than [`COUNTED_MAX`] if there are more.
+/// How many events there are beyond `position`, one more than [`COUNTED_MAX`] if there are more, and the last of those counted.
 async fn count_events(
     connection: &mut PgConnection,
     layout: &Layout,
     position: Position,
-) -> Result<i64, sqlx::Error> {
+) -> Result<(i64, Position), sqlx::Error> {
     let statement = format!(
         "-- count_unhandled_events
-         select count(*) from (select from {} where id > $1 order by id limit {}) as e",
+         select count(*), coalesce(max(id), 0)::bigint from (select id from {} where id > $1 order by id limit {}) as e",
         layout.events_table(),
         COUNTED_MAX + 1
     );
-    sqlx::query_scalar(AssertSqlSafe(statement)).bind(position).fetch_one(connection).await
+    sqlx::query_as(AssertSqlSafe(statement)).bind(position).fetch_one(connection).await
 }
 
-/// Whether the planner knows how ids are spread, as it does once the table was analyzed.
+/// How many events there are among `ids`, if all are as dense as the `counted` ones, which are among `looked_at`.
+fn extrapolate(counted: i64, looked_at: i64, ids: i64) -> i64 {
+    let estimated = i128::from(counted) * i128::from(ids) / i128::from(looked_at.max(1));
+    i64::try_from(estimated).unwrap_or(i64::MAX)
+}
+
+/// Whether the planner knows how ids are spread, as it does once the table was analyzed and until a fifth of it is new.
 async fn has_statistics(connection: &mut PgConnection, layout: &Layout) -> Result<bool, sqlx::Error> {
     let statement = "-- has_statistics_of_ids
         select exists (
           select from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
             join pg_catalog.pg_stats as s on s.schemaname = n.nspname and s.tablename = c.relname
-          where c.oid = to_regclass($1) and s.attname = 'id')";
+            left join pg_catalog.pg_stat_all_tables as t on t.relid = c.oid
+          where c.oid = to_regclass($1) and s.attname = 'id' and coalesce(t.n_mod_since_analyze, 0) <= c.reltuples / 5)";
     sqlx::query_scalar(statement).persistent(false).bind(layout.events_table()).fetch_one(connection).await
 }
 
-/// How many events there are beyond `position`, as the planner guesses by its statistics.
+/// How many events there are beyond `position`, as the planner guesses by its statistics; `None`: it has none, and would guess a third of the
+/// table, whatever the position is, or too old ones.
 async fn estimate_events(
     connection: &mut PgConnection,
     layout: &Layout,
     position: Position,
-) -> Result<i64, sqlx::Error> {
+) -> Result<Option<i64>, sqlx::Error> {
+    if !has_statistics(&mut *connection, layout).await? {
+        return Ok(None);
+    }
     let statement = format!(
         "-- estimate_unhandled_events
          explain (format json) select from {} where id > {position}",
@@ -113,5 +133,17 @@ async fn estimate_events(
     );
     let plan: serde_json::Value =
         sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_one(connection).await?;
-    Ok(plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_f64).map_or(0, |rows| rows as i64))
+    Ok(plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_f64).map(|rows| rows as i64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_are_not_counted_are_as_dense_as_those_that_are() {
+        assert_eq!(extrapolate(10_001, 10_001, 20_000), 20_000);
+        assert_eq!(extrapolate(10_001, 20_002, 1_000_000), 500_000);
+        assert_eq!(extrapolate(10_001, 0, i64::MAX), i64::MAX);
+    }
 }

@@ -15,6 +15,7 @@ use super::views::{NO_OPTION, View};
 use super::{Beside, Rebuilds, SwapError};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sqlstate::is_lock_timeout;
+use crate::processing::dead_letters::DeadLetters;
 use crate::processing::processor::{
     Dependent, Dropped, ObjectId, find_made, list_planned_dependents, note_made, observe_planned,
     observe_with,
@@ -383,6 +384,7 @@ impl Swap<'_> {
             next = quote_literal(&key.name)
         );
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+        DeadLetters::new(self.trackers).keep_ages(transaction, self.live, key).await?;
         let statement =
             format!("-- exchange_versions\nselect {own_schema}.exchange_versions($1, $2, $3, $4, $5, $6)");
         let exchanged: bool = sqlx::query_scalar(AssertSqlSafe(statement))

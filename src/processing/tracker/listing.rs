@@ -49,7 +49,7 @@ pub struct TrackerRow {
     pub failed_at: Option<DateTime<Utc>>,
     /// Whether the last batch reached the settled horizon.
     pub caught_up: bool,
-    /// Events handled since the last reset.
+    /// Events handled since the tables were made; a reset that only moves the position counts on.
     pub handled: i64,
     /// Speed in the last seconds, in ids passed per second; 0 when nothing moves.
     pub rate: f32,
@@ -168,9 +168,6 @@ impl TrackerRow {
     }
 }
 
-impl Trackers {
-    /// Lists the trackers of all processors, or of one, by name, version and partition. Versions that are built or kept beside
-    /// the one that serves are not among all processors.
 /// The versions of processors that have served before and are kept.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FormerVersions(BTreeMap<String, Vec<i32>>);
@@ -186,7 +183,7 @@ impl FormerVersions {
     }
 }
 
-    pub async fn list(
+impl Trackers {
     /// Lists the former versions that are kept, of all processors or of one.
     pub(crate) async fn list_former(
         &self,
@@ -210,6 +207,9 @@ impl FormerVersions {
         Ok(FormerVersions(former))
     }
 
+    /// Lists the trackers of all processors, or of one, by name, version and partition. Versions that are built or kept beside
+    /// the one that serves are not among all processors.
+    pub async fn list(
         &self,
         connection: impl PgExecutor<'_>,
         name: Option<&str>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use sqlx::PgPool;
 
+use crate::admin::client::Client;
 use crate::support;
 use crate::support::facts::{append, assert_exactly_once, eventually, reaches};
 use crate::support::program::{Installation, Program, is_alive};
@@ -29,7 +30,7 @@ fn said_of(daemon: &Program, message: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_reload_restarts_what_has_changed_and_nothing_else() {
     let db = support::database().await;
-    let installation = Installation::new(&db.url, RUNNER);
+    let installation = Installation::new(&db.url, &format!("{RUNNER}[admin]\nlisten = '127.0.0.1:0'\n"));
     installation.declare_notes("same", "").declare_notes("changed", "").declare_notes("removed", "");
     let daemon = installation.start_daemon();
     let last = append(&db.pool, 500).await;
@@ -57,12 +58,22 @@ async fn a_reload_restarts_what_has_changed_and_nothing_else() {
     assert_eq!(daemon.children("same"), [same]);
     assert_eq!((daemon.children("changed").len(), daemon.children("removed").len()), (2, 1));
 
+    let client = Client::new(daemon.says("the admin endpoint listens").await["url"].as_str().unwrap());
+    let metrics = client.get("/metrics").await.body;
+    let restarts = "espd_worker_restarts_total{worker=\"changed\"}";
+    assert!(metrics.contains(&format!("{restarts} 0\n")), "a reload is no restart: {metrics}");
+    nix::sys::signal::kill(daemon.child("changed", 2).await, Signal::SIGKILL).unwrap();
+    eventually("a restart", async || {
+        client.get("/metrics").await.body.contains(&format!("{restarts} 1\n")).then_some(())
+    })
+    .await;
+
     // The processor is back, in a worker of its own name.
     installation.declare_notes("removed", "");
     daemon.signal(Signal::SIGHUP);
     reaches(&db.pool, "removed", last).await;
     assert_exactly_once(&db.pool, &db.pool, "removed").await;
-    daemon.stop().await;
+    daemon.stop_after_kills().await;
 }
 
 #[tokio::test]

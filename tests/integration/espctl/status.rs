@@ -12,7 +12,7 @@ use crate::support::program::{Installation, Talker};
 const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
 
 /// What a program may rely on.
-const FIELDS: [&str; 21] = [
+const FIELDS: [&str; 22] = [
     "name",
     "kind",
     "version",
@@ -26,6 +26,7 @@ const FIELDS: [&str; 21] = [
     "owner",
     "attempts",
     "last_error",
+    "failing_events",
     "next_retry_at",
     "updated_at",
     "rate",
@@ -52,6 +53,37 @@ async fn the_lag_is_no_guess_while_the_planner_knows_nothing_of_the_events() {
     sqlx::raw_sql("analyze espd.events").execute(&db.pool).await.unwrap();
     let estimated = installation.status("notes").await["lag_events"].as_i64().unwrap();
     assert!((29_000..=30_000).contains(&estimated), "{estimated}");
+}
+
+#[tokio::test]
+async fn statistics_of_before_do_not_hide_how_many_events_there_are() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let insert = "insert into espd.events (aggregate_id, type, version, body)
+        select gen_random_uuid(), 'A', 1, '{}' from generate_series(1, ";
+    let many = format!(
+        "alter table espd.events set (autovacuum_enabled = off); {insert}100); analyze espd.events; {insert}30000)"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(many)).execute(&db.pool).await.unwrap();
+    eventually("the server counts what was inserted since", async || {
+        let lag = installation.status("notes").await["lag_events"].as_i64().unwrap();
+        (29_000..=30_100).contains(&lag).then_some(())
+    })
+    .await;
+}
+
+/// Whoever appends may say when an event has happened.
+#[tokio::test]
+async fn an_event_of_the_future_does_not_hide_the_age_of_those_behind_it() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let events = "insert into espd.events (aggregate_id, type, version, body, created_at)
+        values (gen_random_uuid(), 'A', 1, '{}', '2099-01-01'), (gen_random_uuid(), 'A', 1, '{}', now() - interval '1 hour')";
+    sqlx::raw_sql(events).execute(&db.pool).await.unwrap();
+    let age = installation.status("notes").await["lag_seconds"].as_f64().unwrap();
+    assert!(age >= 3_600.0, "{age}");
 }
 
 #[tokio::test]

@@ -100,8 +100,7 @@ async fn a_lock_on_a_tracker_is_named_with_its_holder_once_nobody_owns_it() {
     let (daemon, other) = (installation.start_daemon(), installation.start_daemon());
     reaches(&db.pool, "notes", last).await;
     shows(&installation, "a standby", |status| status["standbys"].as_array().unwrap().len() == 1).await;
-    let mut holder =
-        PgConnection::connect(&format!("{}&application_name=console", db.url)).await.unwrap();
+    let mut holder = PgConnection::connect(&format!("{}&application_name=console", db.url)).await.unwrap();
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
     sqlx::raw_sql("begin; select from espd.trackers for update").execute(&mut holder).await.unwrap();
     let is_so = |status: &Value| status["state"] == "waiting" && status["owner"].is_null();

@@ -166,6 +166,28 @@ async fn a_version_that_sets_events_aside_waits_for_an_approval_which_is_of_thos
 }
 
 #[tokio::test]
+async fn a_dead_letter_is_as_old_as_that_of_the_version_before() {
+    let (fixture, daemon) = running("[rebuild]\nparallelism = 0\n", 0).await;
+    let old = "insert into espd.dead_letters
+          (processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, attempts, set_aside_at)
+        select 'people', 1, 0, 5, uuid, type, aggregate_id, 'failed', false, 1, '2001-02-03' from espd.events where id = 5";
+    for (way, version) in [("swap", 2), ("merge", 3)] {
+        if version == 2 {
+            happens(&fixture, "Named", 1, 2).await;
+            reaches(&fixture.db.pool, "people", 5).await;
+            fixture.run(old).await;
+        }
+        fixture.installation.declare("people", &declared(version, ""));
+        fixture.espctl(&["rebuild", "people", "--yes", "--go-live", way]).await.printed();
+        let letter = format!(
+            "select set_aside_at::date from espd.dead_letters where processor = 'people' and version = {version}"
+        );
+        assert_eq!(fixture.fact(&letter).await, "2001-02-03", "{way}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn the_dead_letters_of_a_version_that_does_not_serve_are_shown_to_whoever_asks_for_them_and_stay() {
     let (fixture, daemon) = running("[rebuild]\nparallelism = 0\n", 1).await;
     fixture.installation.declare("people", &declared(2, ""));

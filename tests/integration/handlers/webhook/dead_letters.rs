@@ -219,8 +219,10 @@ async fn of_several_events_that_fail_the_one_that_is_shown_is_the_one_that_is_se
     let daemon = installation.start_daemon();
     shows(&installation, "all fail", |status| status["failing_events"] == 5).await;
     let tried = receiver.numbers().len();
-    eventually("each is tried again and again", async || (receiver.numbers().len() > tried + 20).then_some(()))
-        .await;
+    eventually("each is tried again and again", async || {
+        (receiver.numbers().len() > tried + 20).then_some(())
+    })
+    .await;
     for _ in 0..10 {
         let status = installation.status("hook").await;
         assert_eq!((&status["last_error"]["event_id"], &status["state"]), (&1.into(), &"retrying".into()));
