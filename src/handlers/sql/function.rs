@@ -109,7 +109,7 @@ impl ProcessorFunction {
         let name = format!("{}.{}", quote_identifier(schema), quote_identifier(&name));
         let inserted = |source: String, (place, upcast): (usize, &Upcast)| upcast.over(&source, place);
         let inserted = upcasts.iter().enumerate().fold(INSERTED_EVENTS.to_owned(), inserted);
-        let template = inserted_template(&name, projector, scope, inserted);
+        let template = inserted_template((schema, &name), projector, scope, inserted);
         Self::assemble(name, projector, INSERTED, template)
     }
 
@@ -274,7 +274,7 @@ fn template(
 
 /// Everything that is filled in for a synchronous projector but the handlers.
 fn inserted_template(
-    function: &str,
+    (schema, function): (&str, &str),
     projector: &ProcessorDeclaration,
     scope: &SqlScope,
     inserted: String,
@@ -287,6 +287,7 @@ fn inserted_template(
     Template {
         values: vec![
             ("function", function.to_owned()),
+            ("schema", quote_identifier(schema)),
             ("scope", scope.clauses()),
             ("processor", quote_literal(name)),
             ("columns", COLUMNS.to_owned()),
@@ -294,7 +295,7 @@ fn inserted_template(
             ("inserted", inserted),
             ("advice", quote_literal(&advice)),
         ],
-        conditions: Vec::new(),
+        conditions: if mentions_deferrable(projector) { vec!["deferrable"] } else { Vec::new() },
     }
 }
 

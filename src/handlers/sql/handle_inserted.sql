@@ -29,11 +29,24 @@ declare
   espd_table text;
   espd_column text;
   espd_constraint text;
+  --{{if deferrable}}
+  -- The constraints of the projector's tables that can be deferred, and those that are so at the beginning of a transaction.
+  espd_deferrable text;
+  espd_deferred text;
+  --{{end}}
 begin
   -- A block that catches errors costs a subtransaction, which statements with other events only are spared.
   if not exists (select from {{inserted}} as e where true{{of_types}}) then
     return null;
   end if;
+  --{{if deferrable}}
+  select string_agg(distinct format('%I.%I', n.nspname, c.conname), ', '),
+         string_agg(distinct format('%I.%I', n.nspname, c.conname), ', ') filter (where c.condeferred)
+    into espd_deferrable, espd_deferred
+    from pg_catalog.pg_constraint as c join pg_catalog.pg_namespace as n on n.oid = c.connamespace
+    where c.condeferrable
+      and c.conrelid in (select o.oid from {{schema}}.owned_relations as o where o.processor = {{processor}});
+  --{{end}}
   begin
     for event in
       select {{columns}} from {{inserted}} as e where true{{of_types}} order by e.id
@@ -41,6 +54,16 @@ begin
       espd_id := event.id;
       espd_type := event.type;
 --{{handlers}}
+      --{{if deferrable}}
+      -- As in a batch: whether an event can be handled does not depend on those that are appended with it. Constraints of whoever
+      -- appends are left alone.
+      if espd_deferrable is not null then
+        execute 'set constraints ' || espd_deferrable || ' immediate';
+      end if;
+      if espd_deferred is not null then
+        execute 'set constraints ' || espd_deferred || ' deferred';
+      end if;
+      --{{end}}
     end loop;
   exception when others or assert_failure then
     get stacked diagnostics
