@@ -5,7 +5,7 @@ use clap::Args;
 use crate::config::Config;
 use crate::espctl::output;
 use crate::operations::databases::Databases;
-use crate::operations::operator::Operator;
+use crate::operations::operator::{Operator, TakenAsHandled};
 use crate::operations::status::format::thousands;
 
 /// The processors that a command is about.
@@ -84,23 +84,39 @@ pub(crate) async fn resume(
     let ResumeArguments { target, accept_history } = arguments;
     act(target, config, databases, "no processor is paused or has failed", async |operator, name| {
         if accept_history {
-            let (events, common) = operator.taken_as_handled(name).await?;
+            let taken = operator.taken_as_handled(name).await?;
             let row = operator.accept_history(name).await?;
-            if events > 0 {
-                let hint = format!(
-                    "events beyond {common} are in the store now and count as handled: `espctl reset {name} --to {common}` \
-                     has them handled, and `espctl reset {name}` builds the tables anew"
-                );
-                output::print_note(&format!("{events} {hint}"))?;
+            if let Some(taken) = taken {
+                output::print_note(&describe_taken(name, taken))?;
             }
-            let said = "accepts the event store as it is and resumes from position";
-            return Ok((true, format!("{} {said} {}", row.name, row.position)));
+            let said = "accepts the event store as it is and resumes";
+            return Ok((
+                true,
+                match row.synchronous {
+                    Some(_) => format!("{} {said} behind the last event", row.name),
+                    None => format!("{} {said} from position {}", row.name, row.position),
+                },
+            ));
         }
         let (row, changed) = operator.resume(name).await?;
         let said = if changed { "resumes from" } else { "was neither paused nor failed, at" };
         Ok((changed, format!("{} {said} position {}", row.name, row.position)))
     })
     .await
+}
+
+/// What an operator has decided by accepting the store.
+fn describe_taken(name: &str, TakenAsHandled { events, common, missed }: TakenAsHandled) -> String {
+    match missed {
+        true => format!(
+            "{events} events beyond {common} count as handled, whether or not they have met the trigger: `espctl reset {name}` builds \
+             the tables anew"
+        ),
+        false => format!(
+            "{events} events beyond {common} are in the store now and count as handled: `espctl reset {name} --to {common}` \
+             has them handled, and `espctl reset {name}` builds the tables anew"
+        ),
+    }
 }
 
 /// Does something to each processor and says of each what became of it; where it is done to all, only of those that it

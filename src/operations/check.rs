@@ -16,7 +16,9 @@ use crate::operations::plan::{self, Known, Planned};
 use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
+use crate::processing::history::find_divergence;
 use crate::processing::processor::Fit;
+use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::retry::OnFailure;
 
 /// What a check has found.
@@ -138,6 +140,7 @@ async fn check_on(
     }
     found.extend(unknown);
     let trackers = plan::list_trackers(databases).await?;
+    found.extend(warn_of_missed_events(config, databases, &trackers).await?);
     let known = plan::look(config, databases, &trackers).await?;
     let planned = plan::foretell(config, &known, &trackers);
     let owned_by_others = find_owned_by_others(&known, &is_checked);
@@ -172,6 +175,26 @@ fn find_owned_by_others<'k>(
         Some((declaration.name.as_str(), diagnostic.with_advice(found.remedy())))
     };
     checked.filter_map(mistake).collect()
+}
+
+/// Warnings of synchronous projectors whose triggers may have missed events.
+async fn warn_of_missed_events(
+    config: &Config,
+    databases: &Databases,
+    trackers: &[TrackerRow],
+) -> Result<Vec<Diagnostic>, sqlx::Error> {
+    let mut warnings = Vec::new();
+    for row in trackers.iter().filter(|row| row.synchronous.is_some() || row.diverged.is_some()) {
+        let Some(declaration) = config.processors.iter().find(|one| one.name == row.name) else { continue };
+        let (mut events, mut projections) =
+            (databases.events.acquire().await?, databases.projections.acquire().await?);
+        let (table, layout) = (Trackers::of(&databases.layout), &databases.layout);
+        let found = find_divergence(&table, row, &mut events, &mut projections, layout).await?;
+        let Some(found) = found.filter(|found| found.kind.is_of_triggers()) else { continue };
+        let warning = Diagnostic::of_file(declaration.file(), found.describe(&row.name)).into_warning();
+        warnings.push(warning.with_advice(found.remedy(&row.name)));
+    }
+    Ok(warnings)
 }
 
 /// How many connections are needed, where that may be a question: for many processors, or if the server lacks them.

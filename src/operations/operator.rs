@@ -354,23 +354,25 @@ impl Operator<'_> {
     }
 
     /// The events that are in the store now, at or below the processor's position and behind the last one that is known to be
-    /// common: how many, and the position before the first of them. Who accepts the store takes them as handled.
+    /// common, and all of them behind that one where triggers may have missed them. Who accepts the store takes them as handled.
     ///
     /// # Errors
     /// As for [`Self::find`].
-    pub(crate) async fn taken_as_handled(&self, name: &str) -> Result<(i64, Position), OperatorError> {
+    pub(crate) async fn taken_as_handled(&self, name: &str) -> Result<Option<TakenAsHandled>, OperatorError> {
         let row = self.find(name).await?;
-        let Some(found) = self.find_divergence(&row).await? else { return Ok((0, row.position)) };
+        let Some(found) = self.find_divergence(&row).await? else { return Ok(None) };
+        let missed = found.kind.is_of_triggers();
+        let upto = if missed { String::new() } else { format!(" and id <= {}", row.position) };
         let statement = format!(
             "-- count_events_between
-             select count(*) from {} where id > {} and id <= {}",
+             select count(*) from {} where id > {}{upto}",
             self.databases.layout.events_table(),
-            found.last_common,
-            row.position
+            found.last_common
         );
         let mut events = self.databases.events.acquire().await?;
         let row = simple(statement).fetch_one(&mut *events).await?;
-        Ok((row.try_get(0)?, found.last_common))
+        let taken = TakenAsHandled { events: row.try_get(0)?, common: found.last_common, missed };
+        Ok((taken.events > 0).then_some(taken))
     }
 
     /// How the store differs from the one that a processor has followed, also where no daemon has noticed yet: an operator's
@@ -406,6 +408,17 @@ impl Operator<'_> {
     fn store(&self) -> PostgresEventStore {
         self.databases.stored_events()
     }
+}
+
+/// Events that count as handled from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TakenAsHandled {
+    /// How many.
+    pub(crate) events: i64,
+    /// The position before the first of them.
+    pub(crate) common: Position,
+    /// Whether some of them may have been handled: the triggers of a synchronous projector may have missed the others.
+    pub(crate) missed: bool,
 }
 
 /// What an operator does to a tracker.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::event::Position;
 use crate::process::hook::DivergenceFacts;
 use crate::processing::partitions::PartitionChange;
+use crate::processing::triggers::UnmetTriggers;
 use crate::store::witness::{Standing, StoredEvent, Witness};
 
 /// How a store differs from the one that a processor has followed. The field names are an interface: `espctl status --json`
@@ -53,6 +54,21 @@ pub enum DivergenceKind {
     PartitionGone,
     /// A partition of the table of events was added that has events at or below the position.
     PartitionAdded,
+    /// A trigger of a synchronous projector is not there, so events beyond the position may not have been handled.
+    TriggerMissing,
+    /// A trigger of a synchronous projector does not run, or not in all sessions, so events beyond the position may not have been
+    /// handled.
+    TriggerDisabled,
+    /// A trigger of a synchronous projector was disabled or missing for a while, so events beyond the position may not have been
+    /// handled.
+    TriggerChanged,
+}
+
+impl DivergenceKind {
+    /// Whether it is the triggers of a synchronous projector that may have missed events, in the store that was followed.
+    pub(crate) fn is_of_triggers(self) -> bool {
+        matches!(self, Self::TriggerMissing | Self::TriggerDisabled | Self::TriggerChanged)
+    }
 }
 
 /// What is known of one tracker and of the store that it follows.
@@ -114,6 +130,38 @@ impl Divergence {
         }
     }
 
+    /// Describes triggers that may have missed events behind the position.
+    pub(crate) fn of_triggers(
+        position: Position,
+        witness: Option<Witness>,
+        head: Position,
+        unmet: UnmetTriggers,
+    ) -> Self {
+        let kind = match unmet {
+            UnmetTriggers::Missing => DivergenceKind::TriggerMissing,
+            UnmetTriggers::Disabled => DivergenceKind::TriggerDisabled,
+            UnmetTriggers::Changed | UnmetTriggers::Restored => DivergenceKind::TriggerChanged,
+        };
+        Self {
+            kind,
+            position,
+            event_id: witness.map(|witness| witness.id),
+            event_uuid: witness.map(|witness| witness.uuid),
+            last_common: position,
+            head,
+            partition: None,
+            at: None,
+        }
+    }
+
+    /// What is wrong, in a few words.
+    pub(crate) fn summary(&self) -> &'static str {
+        match self.kind.is_of_triggers() {
+            true => "events may not have met the trigger that handles them",
+            false => "the event store is not the one that was followed",
+        }
+    }
+
     /// What hooks are told about the processor `name`.
     pub(crate) fn facts(&self, name: &str) -> DivergenceFacts {
         let kind = serde_json::to_value(self.kind).unwrap_or_default();
@@ -144,6 +192,14 @@ impl Divergence {
                  {position} that {name} may not have handled.",
                 self.last_common.next()
             ),
+            DivergenceKind::TriggerMissing => self.describe_missed(name, "is not there"),
+            DivergenceKind::TriggerDisabled => {
+                self.describe_missed(name, "is disabled, or enabled for some sessions only")
+            }
+            DivergenceKind::TriggerChanged => self.describe_missed(
+                name,
+                "was disabled, or dropped and made again, and somebody has changed that since",
+            ),
             DivergenceKind::EventDeleted => format!(
                 "Event {event}, the last one that {name} has read, is not in the event store any more, and events before \
                  and behind it are: it was deleted."
@@ -168,6 +224,14 @@ impl Divergence {
                 self.describe_lost(name)
             ),
         }
+    }
+
+    fn describe_missed(&self, name: &str, what: &str) -> String {
+        format!(
+            "The trigger on the table of events by which {name}, which is synchronous, handles events {what}. Events from {} on may \
+             have been inserted without it: then their rows are missing.",
+            self.position.next()
+        )
     }
 
     fn describe_lost(&self, name: &str) -> String {
@@ -196,6 +260,12 @@ impl Divergence {
             DivergenceKind::PartitionAdded => format!(
                 "`espctl reset {name}` rebuilds it; {reset} keeps its tables and handles everything behind event \
                  {last_common} (again). If it has handled these events before, {accept} continues from position {position}."
+            ),
+            DivergenceKind::TriggerMissing
+            | DivergenceKind::TriggerDisabled
+            | DivergenceKind::TriggerChanged => format!(
+                "`espctl reset {name}` rebuilds it, and makes the trigger again. If no event was inserted meanwhile, or the rows are right, \
+                 {accept} continues behind the last event, and makes the trigger again as well."
             ),
             DivergenceKind::EventDeleted => format!("{accept} continues from position {position}."),
             DivergenceKind::EventsAppeared => format!(

@@ -12,6 +12,7 @@ use crate::postgres::quote::quote_literal;
 use crate::processing::divergence::{Divergence, Facts};
 use crate::processing::partitions::{self, Partition, PartitionChange, RecordedPartitions};
 use crate::processing::tracker::{Memory, TrackerRow, Trackers};
+use crate::processing::triggers::UnmetTriggers;
 use crate::store::layout::Layout;
 use crate::store::witness::{Examined, Standing, StoredEvent, Witness};
 
@@ -29,6 +30,8 @@ pub(crate) struct Comparison {
     new_partitions: Option<Vec<Partition>>,
     /// What that means for the processor.
     change: Option<PartitionChange>,
+    /// Why the triggers of a synchronous projector may not have met every event.
+    unmet: Option<UnmetTriggers>,
 }
 
 impl Comparison {
@@ -43,8 +46,12 @@ impl Comparison {
             Witness::examine(witness, position, &mut *events, layout).await?;
         let (head, hides_rows) = read_head(&mut *events, layout).await?;
         let recorded: Option<Vec<i64>> = memory.partitions.as_ref().map(|map| map.keys().copied().collect());
+        let unmet = match &memory.synchronous {
+            Some(key) => UnmetTriggers::find(&mut *events, layout, key).await?,
+            None => None,
+        };
         let mut comparison =
-            Self { memory, standing, head, hides_rows, end, new_partitions: None, change: None };
+            Self { memory, standing, head, hides_rows, end, new_partitions: None, change: None, unmet };
         if recorded != partitions {
             let present = partitions::list(&mut *events, layout, position).await?;
             if let Some(recorded) = &comparison.memory.partitions {
@@ -63,7 +70,17 @@ impl Comparison {
         let has_read = self.memory.witness.is_some() || self.memory.handled > 0;
         let is_beyond_head = has_read && self.memory.position > self.head;
         let differs = self.standing != Standing::Stands || is_beyond_head || self.change.is_some();
-        differs && !self.hides_rows
+        (differs || self.missed_events().is_some()) && !self.hides_rows
+    }
+
+    /// Why the triggers of a synchronous projector may have missed events.
+    fn missed_events(&self) -> Option<UnmetTriggers> {
+        self.unmet.filter(|unmet| *unmet != UnmetTriggers::Restored)
+    }
+
+    /// Whether the tracker is to record the triggers of its projector, which came with a dump.
+    pub(crate) fn has_triggers_to_record(&self) -> bool {
+        self.unmet == Some(UnmetTriggers::Restored)
     }
 
     /// The partitions that the tracker is to record, if they have changed.
@@ -99,6 +116,10 @@ impl Comparison {
         let Self { memory: Memory { position, witness, .. }, standing, head, .. } = *self;
         if let (Standing::Stands, Some(change)) = (standing, &self.change) {
             return Ok(Divergence::of_partitions(position, witness, head, change));
+        }
+        let is_beyond_head = position > head;
+        if let (Standing::Stands, false, Some(unmet)) = (standing, is_beyond_head, self.missed_events()) {
+            return Ok(Divergence::of_triggers(position, witness, head, unmet));
         }
         let last_read = witness.and_then(|witness| witness.event());
         let earlier: Vec<StoredEvent> = earlier.iter().copied().chain(last_read).collect();

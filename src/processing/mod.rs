@@ -15,4 +15,5 @@ pub(crate) mod progress;
 pub(crate) mod rebuild;
 pub(crate) mod runner;
 pub(crate) mod tracker;
+pub(crate) mod triggers;
 pub(crate) mod workflow;

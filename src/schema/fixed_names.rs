@@ -26,7 +26,8 @@ pub(super) const RELATIONS: &[&str] = &[
 #[rustfmt::skip]
 pub(super) const FUNCTIONS: &[&str] = &[
     "begin_synchronous", "drop_synchronous_triggers", "follow_synchronous", "hold_appends", "is_synchronous",
-    "synchronous_triggers", "take_turn",
+    "synchronous_triggers", "take_turn", "describe_triggers", "find_unmet_triggers", "has_met_all", "identify_database",
+    "triggers_to_remember",
     "approve_rebuild", "exchange_versions", "merge_versions", "move_processor",
     "must_ring", "ring_bell", "set_bell",
     "accept_history", "advance_tracker", "append_due", "append_due_events", "append_scheduled",

@@ -270,6 +270,10 @@ begin
   --{{end}}
   --{{if synchronous}}
   if espd_synchronous then
+    -- Asked after the events were committed: as long as the triggers are those that espd has made, they have met all of them.
+    if not {{schema}}.has_met_all({{processor}}, {{version}}, espd_partition) then
+      raise exception using errcode = {{diverged}}, message = 'events may not have met the trigger that handles them';
+    end if;
     select count(*) into espd_handled from {{source}} as e where e.id > espd_from and e.id <= espd_upto{{of_types}};
     -- Says to the tracker that this is known.
     perform set_config('espd.synchronous', 'on', true);

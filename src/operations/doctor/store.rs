@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::{Finding, Level};
 use crate::operations::databases::Databases;
 use crate::postgres::error::chain;
+use crate::postgres::quote::quote_identifier;
 use crate::schema;
 use crate::store::horizon::observe_once;
 use crate::store::layout::{CreatedBy, Layout};
@@ -86,27 +87,36 @@ async fn preconditions(connection: &mut PgConnection, layout: &Layout) -> anyhow
     Ok(findings)
 }
 
+/// The triggers on the table of events, and whether espd has made each: then its function is one of espd's, in a schema of an
+/// installation of espd, whatever that is called. A synchronous projector has its trigger itself examined, by `running`.
+const LIST_TRIGGERS: &str = r"
+    -- list_triggers
+    select t.tgname::text as name,
+           (p.proname in ('archive_change', 'take_turn') or p.proname like 'handle\_inserted\_%')
+           and exists (select from pg_proc as o where o.pronamespace = p.pronamespace
+                       and o.proname in ('archive_changes', 'synchronous_triggers')) as is_own
+    from pg_trigger as t join pg_proc as p on p.oid = t.tgfoid
+    where t.tgrelid = to_regclass($1) and not t.tgisinternal and t.tgenabled <> 'D'
+    order by t.tgname";
+
 async fn triggers(connection: &mut PgConnection, layout: &Layout) -> anyhow::Result<Vec<Finding>> {
-    let statement = "
-        -- list_triggers
-        select tgname::text from pg_trigger
-        where tgrelid = to_regclass($1) and not tgisinternal and tgenabled <> 'D'
-          and tgname not in ('archive_change', 'archive_truncate')
-        order by tgname";
-    let names: Vec<String> =
-        sqlx::query_scalar(statement).bind(layout.events_table()).fetch_all(connection).await?;
-    if names.is_empty() {
-        return Ok(vec![Finding::ok("triggers", "none on the table of events")]);
+    let table = layout.events_table();
+    let found: Vec<(String, bool)> = sqlx::query_as(LIST_TRIGGERS).bind(table).fetch_all(connection).await?;
+    let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, is_own)| *is_own);
+    if others.is_empty() {
+        let own: Vec<String> = own.into_iter().map(|(name, _)| name).collect();
+        let but = if own.is_empty() { String::new() } else { format!(" but espd's own: {}", own.join(", ")) };
+        return Ok(vec![Finding::ok("triggers", format!("none on the table of events{but}"))]);
     }
-    let finding = |name: &String| {
-        let table = layout.events_table();
+    let finding = |(name, _): &(String, bool)| {
         let message = format!("trigger {name} on {table} runs in every append and can make it fail");
         let remedy = format!(
-            "replace the trigger by a projector if possible, then: drop trigger \"{name}\" on {table};"
+            "replace the trigger by a projector if possible, then: drop trigger {} on {table};",
+            quote_identifier(name)
         );
         Finding::warning("triggers", message, remedy)
     };
-    Ok(names.iter().map(finding).collect())
+    Ok(others.iter().map(finding).collect())
 }
 
 async fn horizon(connection: &mut PgConnection, layout: &Layout) -> anyhow::Result<Finding> {

@@ -53,9 +53,11 @@ impl Runner {
     pub(super) fn stay_diverged(&mut self) -> Next {
         warn!(
             processor = self.name,
-            "has stopped because the event store is not the one that it followed: `espctl status` says what to do"
+            "has stopped because of what it has found in the event store: `espctl status` says what that is, and what to do"
         );
-        let found = Failure::of_processor("the event store is not the one that was followed");
+        let found = Failure::of_processor(
+            "the event store is not the one that was followed, or a trigger may have missed events",
+        );
         let facts = found.facts(Some(Condition::Diverged), 0, None);
         heartbeat::record_failure(FailureFacts { resumed: true, ..facts });
         self.phase.enter(Phase::Diverged);
@@ -75,9 +77,10 @@ impl Runner {
             head = divergence.head.get(),
             error = divergence.describe(&self.name),
             remedy = divergence.remedy(&self.name),
-            "stopped: the event store is not the one that was followed"
+            "stopped: {}",
+            divergence.summary()
         );
-        let found = Failure::of_processor("the event store is not the one that was followed");
+        let found = Failure::of_processor(divergence.summary());
         heartbeat::record_failure(found.facts(Some(Condition::Diverged), 0, None));
         heartbeat::record_divergence(divergence.facts(&self.name));
         let recording = self.trackers.record_divergence(connection, claim, &divergence);
@@ -130,7 +133,10 @@ impl Runner {
                 trackers.note_witness(&mut *connection, claim, witness).await?;
             }
             if let Some(partitions) = comparison.partitions_to_record() {
-                trackers.note_partitions(connection, claim, &partitions).await?;
+                trackers.note_partitions(&mut *connection, claim, &partitions).await?;
+            }
+            if comparison.has_triggers_to_record() {
+                trackers.note_triggers(connection, claim).await?;
             }
             return Ok(None);
         }

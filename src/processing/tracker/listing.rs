@@ -164,6 +164,7 @@ impl TrackerRow {
             handled: self.handled,
             witness: witness.map(|((at, id), uuid)| Witness { at, id, uuid }),
             partitions: self.events_partitions.as_ref().map(|partitions| partitions.0.clone()),
+            synchronous: self.synchronous.is_some().then(|| self.key()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::{ProcessorKey, Trackers};
+use super::{Claim, ProcessorKey, Trackers};
 use crate::postgres::literal::{fetch_optional, simple};
 use crate::processing::declaration::Synchronous;
 
@@ -33,6 +33,22 @@ impl Trackers {
              update {} set synchronous = null where {} and synchronous is distinct from {wanted}",
             self.table,
             key.is_tracker()
+        );
+        simple(statement).execute(connection).await.map(drop)
+    }
+
+    /// Records the triggers that handle the events of a processor, as they are, if the claim is still valid.
+    pub(crate) async fn note_triggers(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_triggers
+             update {} set synchronous_triggers = {}.triggers_to_remember(name, version) where {}",
+            self.table,
+            self.schema,
+            super::is_claimed(claim)
         );
         simple(statement).execute(connection).await.map(drop)
     }

@@ -94,9 +94,12 @@ impl Trackers {
             None => ("false".to_owned(), "cross join (select null::bigint as last) as head".to_owned()),
             Some(layout) => (
                 format!(
-                    "coalesce({} and {} and r.position <= head.last, false)",
+                    "coalesce({} and {} and r.position <= head.last
+                       and case when r.synchronous is null then true
+                                else {}.has_met_all(wanted.name, wanted.version, wanted.partition) end, false)",
                     stands("r"),
                     has_partitions("r", layout),
+                    self.schema,
                 ),
                 format!(
                     "cross join (select {} as last) as head {}",
@@ -119,7 +122,7 @@ impl Trackers {
                          exists (select from {schema}.dead_letters as d
                                  where d.processor = t.name and d.version = t.version and d.partition = t.partition
                                    and d.retry_requested_at is not null) as dead_letters_requested,
-                         t.witness_at, t.witness_id, t.witness_uuid, t.events_partitions
+                         t.witness_at, t.witness_id, t.witness_uuid, t.events_partitions, t.synchronous
              )
              select c.epoch is not null as is_claimed, r.place is not null as is_renewed,
                     r.position, r.paused, r.retry_now, r.dead_letters_requested, {is_remembered} as is_remembered, head.last as head

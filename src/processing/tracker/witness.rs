@@ -26,6 +26,8 @@ pub(crate) struct Memory {
     pub(crate) witness: Option<Witness>,
     /// The partitions of the table of events; `None`: nothing is known.
     pub(crate) partitions: Option<RecordedPartitions>,
+    /// Whose events are handled by triggers when they are inserted; `None`: in batches.
+    pub(crate) synchronous: Option<ProcessorKey>,
 }
 
 /// Reads the columns `witness_at`, `witness_id` and `witness_uuid`.
@@ -86,7 +88,8 @@ impl Trackers {
     ) -> Result<Option<Memory>, sqlx::Error> {
         let statement = format!(
             "-- read_witness
-             select position, handled, witness_at, witness_id, witness_uuid, events_partitions from {} where {}",
+             select position, handled, witness_at, witness_id, witness_uuid, events_partitions, synchronous is not null as synchronous
+             from {} where {}",
             self.table,
             super::is_claimed(claim)
         );
@@ -97,6 +100,7 @@ impl Trackers {
                 handled: row.try_get("handled")?,
                 witness: read_witness(&row)?,
                 partitions: row.try_get::<Option<Json<_>>, _>("events_partitions")?.map(|Json(it)| it),
+                synchronous: row.try_get::<bool, _>("synchronous")?.then(|| claim.key.clone()),
             })
         };
         row.map(memory).transpose()

@@ -54,10 +54,16 @@ fn of_divergence(status: &ProcessorStatus) -> Option<Advice> {
     let (name, found) = (&status.name, status.diverged.as_ref()?);
     let problem = format!("{}{}", found.describe(name), emissions::held_by_stop(status));
     let advice = Advice::new(Topic::Diverged, problem, found.at, found.remedy(name));
-    let predicate = format!(
-        "have stopped because the event store is not the one that they have followed (last id {}, last common event {}).",
-        found.head, found.last_common
-    );
+    let predicate = match found.kind.is_of_triggers() {
+        true => format!(
+            "are synchronous, and their triggers may have missed events behind event {}.",
+            found.last_common
+        ),
+        false => format!(
+            "have stopped because the event store is not the one that they have followed (last id {}, last common event {}).",
+            found.head, found.last_common
+        ),
+    };
     let remedy = "`espctl status NAME` says what was found and what to do about each: `espctl reset NAME` rebuilds it from \
                   the store as it is.";
     Some(advice.shared(status, predicate, remedy))

@@ -1,5 +1,7 @@
 //! Projectors whose handlers run in the transaction that appends.
 
+mod unmet;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
