@@ -58,7 +58,7 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
         return output::print("no processor is like this");
     }
     let mut text = table::render(&statuses, Utc::now(), output::width());
-    if let Some((problem, remedy)) = Backlog::read(databases).await?.overdue() {
+    for (problem, remedy) in Backlog::read(databases).await?.troubles() {
         text = format!("{text}\n\n{}", table::render_trouble(&problem, &remedy, output::width()));
     }
     output::print(&text)

@@ -27,8 +27,28 @@ impl Backlog {
         Ok(Self { scheduled, effects })
     }
 
+    /// What is wrong with scheduled events, and what to do about each.
+    pub(crate) fn troubles(&self) -> impl Iterator<Item = (String, String)> {
+        self.overdue().into_iter().chain(self.refused())
+    }
+
+    /// What is wrong where scheduled events are due and the event store refuses them, and what to do; `None`: all is well.
+    fn refused(&self) -> Option<(String, String)> {
+        let scheduled = self.scheduled.as_ref().filter(|one| one.refused > 0)?;
+        let events = if scheduled.refused == 1 { "event that is due" } else { "events that are due" };
+        let last =
+            scheduled.refusal.as_ref().map_or_else(String::new, |error| format!(", lately because: {error}"));
+        let problem = format!(
+            "The event store refuses {} scheduled {events}{last}. The others are appended.",
+            scheduled.refused
+        );
+        let remedy = "`espctl emissions list - --refused` shows them. They are tried again by themselves; `espctl emissions retry - --all` \
+                      does so now, `espctl emissions cancel - ID` removes one for good.";
+        Some((problem, in_own_name(remedy).into_owned()))
+    }
+
     /// What is wrong where scheduled events are due and nobody appends them, and what to do; `None`: all is well.
-    pub(crate) fn overdue(&self) -> Option<(String, String)> {
+    fn overdue(&self) -> Option<(String, String)> {
         let scheduled = self.scheduled.as_ref().filter(|one| one.overdue_seconds > OVERDUE_SECONDS)?;
         let (are, since) =
             (if scheduled.due == 1 { " is" } else { "s are" }, scheduled.overdue_seconds as i64);
@@ -49,7 +69,12 @@ mod tests {
     #[test]
     fn scheduled_events_that_nobody_appends_are_told_after_half_a_minute() {
         let backlog = |due, overdue_seconds| Backlog {
-            scheduled: Some(ScheduledSummary { pending: 9, refused: 0, due, overdue_seconds }),
+            scheduled: Some(ScheduledSummary {
+                pending: 9,
+                due,
+                overdue_seconds,
+                ..ScheduledSummary::default()
+            }),
             effects: Vec::new(),
         };
         assert!(Backlog::default().overdue().is_none() && backlog(1, 29.0).overdue().is_none());

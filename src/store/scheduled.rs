@@ -52,7 +52,7 @@ from_row!(ScheduledEvent {
 });
 
 /// What waits in a table of scheduled events.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct ScheduledSummary {
     /// The events that are not appended yet.
     pub(crate) pending: i64,
@@ -62,9 +62,11 @@ pub(crate) struct ScheduledSummary {
     pub(crate) due: i64,
     /// For how long the first of those has been due; 0 when there is none.
     pub(crate) overdue_seconds: f64,
+    /// Why the one that was tried last was refused; `None`: none is.
+    pub(crate) refusal: Option<String>,
 }
 
-from_row!(ScheduledSummary { pending, refused, due, overdue_seconds });
+from_row!(ScheduledSummary { pending, refused, due, overdue_seconds, refusal });
 
 /// Which scheduled events an operator means. What is left out selects nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -153,7 +155,8 @@ impl ScheduledEvents {
              select count(*) as pending, count(*) filter (where attempts > 0) as refused,
                     count(*) filter (where attempts = 0 and due_at <= clock_timestamp()) as due,
                     coalesce(extract(epoch from clock_timestamp() - min(due_at)
-                      filter (where attempts = 0 and due_at <= clock_timestamp())), 0)::float8 as overdue_seconds
+                      filter (where attempts = 0 and due_at <= clock_timestamp())), 0)::float8 as overdue_seconds,
+                    (array_agg(last_error order by tried_at desc) filter (where attempts > 0))[1] as refusal
              from {}.scheduled_events",
             self.schema
         );

@@ -14,9 +14,8 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
     let operator = Operator { databases, declared: &config.processors, name: "", native: None };
     let statuses = operator.statuses(None).await?;
     let mut findings: Vec<Finding> = groups(&statuses).iter().flat_map(|group| of_group(group)).collect();
-    if let Some((message, remedy)) = Backlog::read(databases).await?.overdue() {
-        findings.push(Finding::warning(CHECK, message, remedy));
-    }
+    let backlog = Backlog::read(databases).await?;
+    findings.extend(backlog.troubles().map(|(message, remedy)| Finding::warning(CHECK, message, remedy)));
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, format!("{} processors, none in trouble", statuses.len())));
     }

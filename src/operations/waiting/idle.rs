@@ -10,7 +10,7 @@ use crate::processing::effects::Effects;
 use crate::processing::emission::{EmissionSelection, EmissionState, LaterEmission, PendingEmissions};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::processors::WaitError;
-use crate::store::scheduled::ScheduledEvents;
+use crate::store::scheduled::{ScheduledEvents, ScheduledSummary};
 use crate::store::{EventStore as _, PostgresEventStore};
 
 /// Processors that have nothing to do: all events are handled, and what was emitted is in the event store.
@@ -49,7 +49,7 @@ impl Waiting<'_> {
         let mut clock = Clock::of(timeout);
         loop {
             // First: an event that is appended meanwhile is in the store when the head is looked at.
-            let due = self.due_scheduled().await?;
+            let scheduled = self.due_scheduled().await?;
             // This order: what is emitted between two of the looks is seen by a later one.
             let rows = self.rows(&self.names).await?;
             let seen = Seen {
@@ -61,19 +61,20 @@ impl Waiting<'_> {
             let head = seen.head;
             self.refuse_blocked(&rows, head).await?;
             self.refuse_refused(&rows)?;
+            let is_scheduled = scheduled.due + scheduled.refused > 0;
             self.refuse_undone(&seen)?;
             let work = |name: &String| self.work_of(name, &seen);
             let left: Vec<String> = self.names.iter().filter(|name| work(name).is_some()).cloned().collect();
-            if left.is_empty() && due == 0 {
+            if left.is_empty() && !is_scheduled {
                 let dead_letters = rows.iter().map(|row| row.dead_letters).sum();
                 return Ok(Idle { position: head, later: self.later(&rows).await?, dead_letters });
             }
-            if clock.is_over() && left.is_empty() {
-                let message = format!(
-                    "{due} scheduled events are due and not appended: no daemon does that, or the next ones say why: \
-                     `espctl emissions list -`"
-                );
-                return Err(WaitError::TimedOut { processors: Vec::new(), message });
+            let is_vain = scheduled.refused > 0 && self.patience == Patience::Impatient;
+            if (clock.is_over() || is_vain) && left.is_empty() {
+                return Err(WaitError::TimedOut {
+                    processors: Vec::new(),
+                    message: describe_scheduled(&scheduled),
+                });
             }
             if clock.is_over() {
                 let says = |name: &String, why: String| {
@@ -131,12 +132,12 @@ impl Waiting<'_> {
         Ok(pending.into_iter().map(|effects| effects.processor).collect())
     }
 
-    /// How many events that applications have scheduled are due, without those that the event store has refused.
-    async fn due_scheduled(&self) -> Result<i64, WaitError> {
+    /// What applications have scheduled.
+    async fn due_scheduled(&self) -> Result<ScheduledSummary, WaitError> {
         let databases = self.operator.databases;
         match ScheduledEvents::of(&databases.layout) {
-            Some(events) => Ok(events.summarise(&databases.events).await?.due),
-            None => Ok(0),
+            Some(events) => Ok(events.summarise(&databases.events).await?),
+            None => Ok(ScheduledSummary::default()),
         }
     }
 
@@ -172,4 +173,21 @@ impl Waiting<'_> {
         }
         Ok(later)
     }
+}
+
+/// Why scheduled events that are due are not in the event store.
+fn describe_scheduled(scheduled: &ScheduledSummary) -> String {
+    if scheduled.refused == 0 {
+        return format!(
+            "{} scheduled events are due and not appended: no daemon does that, or the next ones say why: \
+             `espctl emissions list -`",
+            scheduled.due
+        );
+    }
+    let why = scheduled.refusal.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+    let events = if scheduled.refused == 1 { "event that is due" } else { "events that are due" };
+    format!(
+        "the event store has refused {} scheduled {events}{why}: `espctl emissions list - --refused`",
+        scheduled.refused
+    )
 }

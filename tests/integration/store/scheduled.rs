@@ -184,6 +184,13 @@ async fn a_scheduled_event_that_the_store_refuses_holds_up_no_other() {
     let listed = installation.espctl(&["emissions", "list", "-", "--refused", "--json"]).await.json();
     assert_eq!((&listed[0]["reactor"], &listed[0]["state"]), (&"-".into(), &"refused".into()), "{listed}");
     assert_eq!((&listed[0]["sqlstate"], &listed[0]["key"]), (&"23514".into(), &"k".into()), "{listed}");
+    let status = installation.espctl(&["status"]).await.printed();
+    assert!(status.contains("The event store refuses 1 scheduled event that is due"), "{status}");
+    assert!(status.contains("no_bad"), "{status}");
+    let doctor = installation.espctl(&["doctor"]).await.stdout;
+    assert!(doctor.contains("The event store refuses 1 scheduled event that is due"), "{doctor}");
+    let waited = installation.espctl(&["wait", "--all", "--idle", "--timeout", "100ms"]).await.complained(75);
+    assert!(waited.contains("the event store has refused 1 scheduled event that is due"), "{waited}");
     let retried = installation.espctl(&["emissions", "retry", "-", "--key", "k"]).await.printed();
     assert!(retried.contains("requested a retry of 1 scheduled event"), "{retried}");
     let cancelled = installation.espctl(&["emissions", "cancel", "-", "--all", "--yes"]).await.printed();
