@@ -322,10 +322,9 @@ impl Pair {
             let others = self.compared().into_iter().map(|column| (column.clone(), is_other(&column)));
             let pairs = of_key.chain(others).map(|(column, is_shown)| {
                 format!(
-                    "case when {} then jsonb_build_object({}, {side}.{}) else '{{}}' end",
-                    is_shown,
+                    "case when {is_shown} then jsonb_build_object({}, {}) else '{{}}' end",
                     quote_literal(&column),
-                    quote_identifier(&column)
+                    self.shown(side, &column)
                 )
             });
             let pairs: Vec<String> = pairs.collect();
@@ -356,6 +355,20 @@ impl Pair {
             since: None,
         };
         Ok(rows.into_iter().map(example).collect())
+    }
+
+    /// The value of a column as it is shown: in JSON, or as the database writes it where JSON would be the same on both sides, such
+    /// as of `-0` and `0`, of arrays with other bounds, and of the spaces in a `json`.
+    fn shown(&self, side: &str, column: &str) -> String {
+        let column = quote_identifier(column);
+        let json = |side: &str| format!("coalesce(to_jsonb({side}.{column})::text, 'null')");
+        format!(
+            "case when not {} and not {} and {} = {} then to_jsonb({side}.{column}::text) else to_jsonb({side}.{column}) end",
+            self.lacks("o"),
+            self.lacks("n"),
+            json("o"),
+            json("n")
+        )
     }
 
     /// Removes what the new table lacks, changes what is other there, and adds what it has beyond.

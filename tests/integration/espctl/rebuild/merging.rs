@@ -134,6 +134,31 @@ async fn a_key_that_is_equal_to_the_database_and_written_otherwise_is_found_and_
 }
 
 #[tokio::test]
+async fn values_that_look_alike_in_json_are_shown_as_the_database_writes_them() {
+    let text = "[projector]\nname = 'orders'\n[projector.tables]
+orders = 'id bigint primary key, f8 float8, js json, jb jsonb, list int[], n int'
+[[projector.on]]\nevents = ['A']
+sql = '''insert into orders values (event.id, '-0', '{\"a\":  1}', null, '[0:1]={1,2}', 1)'''\n";
+    let (fixture, daemon) = declared(text, "").await;
+    fixture
+        .run("update orders set f8 = 0, js = '{\"a\": 1}', jb = 'null', list = '{1,2}', n = 2 where id = 3")
+        .await;
+    let said = fixture.espctl(&["verify", "orders"]).await;
+    let shown = [
+        "f8 = \"0\"",
+        "f8 = \"-0\"",
+        "jb = \"null\"",
+        "jb = null",
+        "list = \"{1,2}\"",
+        "list = \"[0:1]={1,2}\"",
+        "n = 2",
+        "n = 1",
+    ];
+    assert!(said.code == Some(1) && shown.iter().all(|one| said.stdout.contains(one)), "{said:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn rows_go_and_come_in_the_order_that_their_references_ask_for() {
     let text = "[projector]\nname = 'orders'\n[projector.tables]\norders = 'id bigint primary key'
 lines = 'id bigint primary key, order_id bigint not null references orders'
