@@ -11,7 +11,9 @@ use sqlx::{PgPool, Postgres};
 use crate::config::{Config, DatabaseUrl};
 use crate::espctl::output;
 use crate::operations::databases::Databases;
-use crate::operations::forgetting::{SUBJECT_FORGOTTEN, SubjectReport, announce, clean_up_and_report};
+use crate::operations::forgetting::{
+    SUBJECT_FORGOTTEN, SubjectReport, announce, clean_up_and_report, try_to_announce,
+};
 use crate::operations::status::format::thousands;
 use crate::personal_data::{ForgottenSubject, KEY_SCHEMA, KeyTable, MasterKey};
 
@@ -126,11 +128,14 @@ pub(crate) async fn forget(
     if keys > 0 && !yes && !output::confirm(&question)? {
         return output::print("nothing was done");
     }
+    if keys > 0 && !no_event {
+        try_to_announce(databases, &subject).await.context(NOT_ANNOUNCED)?;
+    }
     let forgotten = table.forget(&mut connection, &subject, &output::operator(), why.as_deref()).await?;
     let Some(forgotten) = forgotten else {
         bail!("subject {subject} has no key, and was never forgotten: nothing was done");
     };
-    let is_announced = !no_event && announce(databases, &subject).await.context(LEFT)?;
+    let is_announced = !no_event && announce(databases, &subject).await.context(LEFT_UNANNOUNCED)?;
     let report = clean_up_and_report(config, databases, &subject).await.context(LEFT)?;
     if json {
         let all = json!({ "forgotten": forgotten, "event": is_announced.then_some(SUBJECT_FORGOTTEN), "report": report });
@@ -141,6 +146,14 @@ pub(crate) async fn forget(
 
 /// What is said where the rest fails.
 const LEFT: &str = "the keys are deleted; run this again for the rest";
+
+/// What is said where the keys are gone and the event cannot be appended.
+const LEFT_UNANNOUNCED: &str = "the keys are deleted, and the event SubjectForgotten cannot be appended: correct what refuses it, such as \
+     its declared schema, and run this again for the rest; or run it with --no-event, and append an event of your own";
+
+/// What is said where the event could not be appended once the keys are gone.
+const NOT_ANNOUNCED: &str = "nothing was done, because the event SubjectForgotten could not be appended: correct what refuses it, such as its \
+     declared schema; or run this with --no-event, and append an event of your own";
 
 fn lines(forgotten: &ForgottenSubject, is_announced: bool, report: &SubjectReport) -> Vec<String> {
     let ForgottenSubject { subject, forgotten_at, forgotten_by, keys, .. } = forgotten;

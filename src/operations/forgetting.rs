@@ -13,9 +13,10 @@ use crate::event::NewEvent;
 use crate::operations::databases::Databases;
 use crate::operations::deletion::{HeldVersion, Holder, find_held_versions, find_holders};
 use crate::postgres::row::from_row;
+use crate::postgres::{server_mark, transaction};
 use crate::processing::declaration::Handling;
+use crate::store::EventStore as _;
 use crate::store::layout::CreatedBy;
-use crate::store::{EventStore as _, PostgresEventStore};
 
 /// The type of the event that tells everybody who follows the store.
 pub(crate) const SUBJECT_FORGOTTEN: &str = "SubjectForgotten";
@@ -165,11 +166,27 @@ pub(crate) async fn announce(databases: &Databases, subject: &str) -> anyhow::Re
     if databases.layout.append.is_none() {
         return Ok(false);
     }
+    databases.stored_events().append(&[announcement(subject)?]).await?;
+    Ok(true)
+}
+
+/// Finds out whether [`announce`] will be refused, by a declared schema or a synchronous projector for example, before anything is done
+/// that cannot be undone.
+///
+/// # Errors
+/// Why it is refused.
+pub(crate) async fn try_to_announce(databases: &Databases, subject: &str) -> anyhow::Result<()> {
+    if databases.layout.append.is_none() {
+        return Ok(());
+    }
+    let mut transaction = transaction::begin(&databases.events, server_mark::begin(None)).await?;
+    databases.stored_events().append_in(&mut transaction, &[announcement(subject)?]).await?.rolled_back();
+    Ok(transaction.rollback().await?)
+}
+
+fn announcement(subject: &str) -> Result<NewEvent, serde_json::Error> {
     let aggregate = Uuid::new_v5(&NAMESPACE, subject.as_bytes());
     let body = to_raw_value(&json!({ "subject": subject }))?;
     let uuid = Uuid::new_v5(&aggregate, SUBJECT_FORGOTTEN.as_bytes());
-    let event = NewEvent { uuid, ..NewEvent::new(aggregate, SUBJECT_FORGOTTEN, body) };
-    let store = PostgresEventStore::new(databases.events.clone(), databases.layout.clone());
-    store.append(&[event]).await?;
-    Ok(true)
+    Ok(NewEvent { uuid, ..NewEvent::new(aggregate, SUBJECT_FORGOTTEN, body) })
 }

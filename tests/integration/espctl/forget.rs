@@ -149,3 +149,24 @@ async fn the_master_key_is_replaced() {
     let other = rewrap("other.key", "old.key").await.complained(1);
     assert!(other.contains("which is not at hand"), "{other}");
 }
+
+#[tokio::test]
+async fn nobody_is_forgotten_whose_event_would_be_refused() {
+    let db = support::database().await;
+    let refusing = "[[event]]\ntype = 'SubjectForgotten'\ncheck = 'append'\nschema = '{\"required\": [\"subject\", \"by\"]}'\n";
+    let installation = Installation::new(&db.url, refusing);
+    installation.espctl(&["keys", "create"]).await.printed();
+    let store = sealing(&db, OLD);
+    register(&store, "ada", "Ada").await;
+    installation.espctl(&["schema", "apply"]).await.printed();
+    let refused = installation.espctl(&["forget", "ada", "--yes"]).await.complained(1);
+    assert!(refused.contains("nothing was done") && refused.contains("--no-event"), "{refused}");
+    assert_eq!(names(&sealing(&db, OLD)).await, [json!("Ada")]);
+    installation.espctl(&["forget", "ada", "--yes", "--no-event"]).await.printed();
+    assert_ne!(names(&sealing(&db, OLD)).await, [json!("Ada")]);
+    let refused = installation.espctl(&["forget", "ada", "--yes"]).await.complained(1);
+    assert!(
+        refused.contains("the keys are deleted, and the event SubjectForgotten cannot be appended"),
+        "{refused}"
+    );
+}
