@@ -13,9 +13,10 @@ use crate::espctl::moment::parse_moment;
 use crate::espctl::output;
 use crate::event::{Event, Position, StoredTime, Tag, Version};
 use crate::operations::databases::Databases;
+use crate::postgres::sqlstate::may_succeed_later;
 use crate::store::horizon::{ObserveError, Observer};
 use crate::store::upcast::{Upcast, stored_types};
-use crate::store::{Direction, PostgresEventStore, Selection, TagQuery};
+use crate::store::{Direction, PostgresEventStore, ReadError, Selection, TagQuery};
 use crate::visible::in_one_line;
 
 #[derive(Args)]
@@ -105,6 +106,9 @@ const PAGE_EVENTS: i64 = 500;
 /// The time between two reads while waiting for new events.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The time between two attempts to read from a database that cannot be reached.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
+
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let store = databases.stored_events();
     if arguments.condition {
@@ -126,14 +130,74 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
         let upto = settled(&mut follower).await?;
         reader.begin_with_last(count, upto).await?;
     }
-    loop {
-        let upto = settled(&mut follower).await?;
-        if reader.print_until(upto).await? == Printed::Enough || upto.is_none() {
-            return Ok(());
-        }
-        reader.pass_over(upto);
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
+    match follower {
+        Some(follower) => follow(reader, follower).await,
+        None => reader.print_until(None).await.map(drop),
     }
+}
+
+/// Prints events as they arrive, until enough are printed. It waits for a database that cannot be reached, and says so.
+async fn follow(mut reader: Reader, mut follower: Follower<'_>) -> anyhow::Result<()> {
+    let mut is_out = false;
+    loop {
+        let pause = match follow_on(&mut reader, &mut follower).await {
+            Ok(Printed::Enough) => return Ok(()),
+            Ok(Printed::All) => {
+                is_out = false;
+                FOLLOW_INTERVAL
+            }
+            Err(error) if is_passing(&error) => {
+                if !is_out {
+                    let place = reader.place();
+                    output::print_note(&format!(
+                        "events after {place} cannot be read, and are tried again: {error:#}"
+                    ))?;
+                }
+                is_out = true;
+                RECONNECT_INTERVAL
+            }
+            Err(error) if is_of_store(&error) => {
+                let place = reader.place();
+                return Err(error.context(format!(
+                    "events after {place} cannot be read; `--after {place}` goes on there"
+                )));
+            }
+            Err(error) => return Err(error),
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Prints what is there.
+async fn follow_on(reader: &mut Reader, follower: &mut Follower<'_>) -> anyhow::Result<Printed> {
+    let upto = follower.settled().await?;
+    let head = follower.observer.horizon().head;
+    if head < reader.place() {
+        bail!(
+            "the event store has gone back: events up to {} were there, and its last id is {head}",
+            reader.place()
+        );
+    }
+    let printed = reader.print_until(Some(upto)).await?;
+    reader.pass_over(upto);
+    Ok(printed)
+}
+
+/// Whether the database could not do it at the moment.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let is_replaced =
+        |error: &ObserveError| matches!(error, ObserveError::Standby | ObserveError::ServerReplaced);
+    find_cause::<sqlx::Error>(error).is_some_and(may_succeed_later)
+        || find_cause::<ObserveError>(error).is_some_and(is_replaced)
+}
+
+/// Whether it is about reading, and not about what takes the output.
+fn is_of_store(error: &anyhow::Error) -> bool {
+    find_cause::<ReadError>(error).is_some() || find_cause::<ObserveError>(error).is_some()
+}
+
+fn find_cause<E: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&E> {
+    error.chain().find_map(|cause| cause.downcast_ref::<E>())
 }
 
 async fn print_condition(arguments: &Arguments, store: &PostgresEventStore) -> anyhow::Result<()> {
@@ -206,8 +270,13 @@ impl Reader {
     }
 
     /// Goes on after what was looked at.
-    fn pass_over(&mut self, upto: Option<Position>) {
-        self.beyond = self.beyond.max(upto.map(Position::get));
+    fn pass_over(&mut self, upto: Position) {
+        self.beyond = self.beyond.max(Some(upto.get()));
+    }
+
+    /// How far it has come.
+    fn place(&self) -> Position {
+        self.beyond.map_or(self.selection.after, |beyond| self.selection.after.max(Position::new(beyond)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! `espctl events`: what is in the store, and what arrives.
 
+use espd::embedded::StopMode;
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, PgPool};
 
@@ -169,4 +170,36 @@ async fn following_shows_every_event_in_order_also_behind_a_slow_writer() {
     assert_eq!(follower.printed(), None, "printed before it had settled");
     slow.commit().await.unwrap();
     assert_eq!([next().await, next().await], [4, 5]);
+}
+
+#[tokio::test]
+async fn following_goes_on_after_its_sessions_were_ended_and_the_server_was_away() {
+    let server = support::server().await;
+    let db = support::database_on(&server).await;
+    let installation = Installation::new(&db.url, "");
+    append(&db.pool, 3).await;
+    let follower = Talker::start(installation.espctl_command(&["events", "--follow", "--json"]));
+    let next = async || id(&follower.next().await);
+    assert_eq!((next().await, next().await, next().await), (1, 2, 3));
+    let server = server.restart(StopMode::Fast).await.unwrap();
+    let appended = async |count| {
+        eventually("the server", async || {
+            let insert = "insert into espd.events (aggregate_id, type, version, body)
+            select gen_random_uuid(), 'A', 1, '{}' from generate_series(1, $1) returning id";
+            sqlx::query(insert).bind(count).execute(&db.pool).await.ok()
+        })
+        .await
+    };
+    appended(2).await;
+    assert_eq!((next().await, next().await), (4, 5));
+    // In the middle of whatever it reads.
+    for round in 0..20 {
+        let end = "select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid() and application_name like 'espctl%'";
+        sqlx::query(end).execute(&db.pool).await.unwrap();
+        appended(1).await;
+        assert_eq!(next().await, 6 + round);
+    }
+    drop(follower);
+    server.stop().await;
 }
