@@ -16,6 +16,7 @@ const APPLICATIONS: &str = "-";
 #[command(group(ArgGroup::new("selected").required(true).multiple(true).args(["id", "event_type", "key", "refused", "all"])))]
 struct Target {
     /// Name of the reactor; `-`: what applications have scheduled
+    #[arg(value_name = "NAME|-")]
     name: String,
     /// Id of one emission, as `espctl emissions list` shows it
     id: Option<i64>,
@@ -48,7 +49,8 @@ pub(crate) struct CancelArguments {
     after_help = "espd tries a refused emission again by itself, after a second, doubling to five minutes.\n\n\
     Examples:\n  \
     espctl emissions retry reminders 4711\n  \
-    espctl emissions retry reminders --all"
+    espctl emissions retry reminders --all\n  \
+    espctl emissions retry - --all                  what applications have scheduled"
 )]
 pub(crate) struct RetryArguments {
     #[command(flatten)]

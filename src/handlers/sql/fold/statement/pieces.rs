@@ -155,6 +155,9 @@ pub(super) fn compared<'t, 'a>(tokens: Tokens<'t, 'a>, table: &str) -> Option<(S
 pub(super) fn binds_closer_than_plus(tokens: Tokens<'_, '_>) -> Result<(), String> {
     const SYMBOLS: [&str; 5] = ["*", "/", "%", ":", "."];
     let outside = outside(tokens);
+    if outside.iter().any(|token| token.is_word("from")) {
+        return Err(MORE.to_owned());
+    }
     let words = outside.iter().filter(|token| token.kind == TokenKind::Word);
     let is_word_known = |token: &&&Token<'_>| {
         token.is_word("event")
