@@ -9,6 +9,9 @@ use super::{Advice, Topic};
 /// A transaction that has been open for less, in seconds, is one of many that append: others follow it, and nobody has to end one.
 const OPEN_MIN: f64 = 1.0;
 
+/// A session of espd's own that has been at work for longer, in seconds, is one to look at as at any other.
+const OWN_MAX: f64 = 600.0;
+
 /// Who holds the settled horizon back for long, if anyone does.
 pub(super) fn of_horizon(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
     let held_by = &status.held_by;
@@ -25,8 +28,36 @@ pub(super) fn of_horizon(status: &ProcessorStatus, now: DateTime<Utc>) -> Option
         join(held_by, describe_holder),
     );
     let since = now - TimeDelta::milliseconds((oldest * 1_000.0) as i64);
-    let remedy = format!("Let these end, or end them: {}.", join(held_by, end_holder));
+    let remedy = describe_end_of(held_by);
     Some(Advice::new(Topic::HorizonHeldBack, problem, Some(since), remedy))
+}
+
+/// What to do about those who hold the horizon back. espd's own sessions end with their batch, and those that began after one of
+/// them may only wait for it.
+fn describe_end_of(held_by: &[HeldBy]) -> String {
+    let (own, others): (Vec<&HeldBy>, Vec<&HeldBy>) = held_by.iter().partition(|holder| is_own(holder));
+    let Some(oldest) = own.iter().filter_map(|holder| holder.seconds).reduce(f64::max) else {
+        return format!("Let these end, or end them: {}.", join(held_by, end_holder));
+    };
+    let of_own = "espd's own session ends by itself, with its batch. One that lasts is that of a handler that gives commands or emits, and \
+                  then waits for something outside: others wait for it, so let it do that first, or shorten what it waits for.";
+    let may_wait = |holder: &&&HeldBy| {
+        holder.prepared.is_none() && holder.seconds.is_some_and(|seconds| seconds <= oldest)
+    };
+    match others.iter().filter(|holder| !may_wait(holder)).map(|holder| end_holder(holder)).reduce(joined) {
+        Some(ends) => format!("{of_own} Let the others end, or end them: {ends}."),
+        None => of_own.to_owned(),
+    }
+}
+
+fn joined(one: String, other: String) -> String {
+    format!("{one}; {other}")
+}
+
+/// Whether a session is one of espd's, at work for no longer than its handlers may take.
+fn is_own(holder: &HeldBy) -> bool {
+    let is_named = holder.application_name.as_ref().is_some_and(|name| name.starts_with("espd: "));
+    is_named && holder.seconds.is_some_and(|seconds| seconds < OWN_MAX)
 }
 
 /// Who holds the lock that keeps the processor waiting, if one does.
@@ -98,4 +129,33 @@ fn end_holder(holder: &HeldBy) -> String {
 
 fn show_pid(holder: &HeldBy) -> String {
     holder.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(pid: i32, application_name: &str, seconds: f64) -> HeldBy {
+        HeldBy {
+            pid: Some(pid),
+            user: None,
+            application_name: Some(application_name.to_owned()),
+            state: None,
+            query: None,
+            seconds: Some(seconds),
+            prepared: None,
+        }
+    }
+
+    #[test]
+    fn nobody_is_told_to_end_a_healthy_session_of_espd_or_one_that_waits_for_it() {
+        let (own, waits, older) =
+            (holder(1, "espd: fulfil", 1.5), holder(2, "", 1.4), holder(3, "psql", 9.0));
+        let alone = describe_end_of(&[own.clone(), waits.clone()]);
+        assert!(alone.contains("ends by itself") && !alone.contains("pg_terminate_backend"), "{alone}");
+        let both = describe_end_of(&[own, waits.clone(), older]);
+        assert!(both.contains("pg_terminate_backend(3)") && !both.contains("backend(2)"), "{both}");
+        assert!(describe_end_of(&[waits]).contains("pg_terminate_backend(2)"));
+        assert!(describe_end_of(&[holder(1, "espd: fulfil", 700.0)]).contains("pg_terminate_backend(1)"));
+    }
 }
