@@ -11,7 +11,7 @@ use crate::processing::emission::{EmissionSelection, EmissionState};
 #[derive(Args)]
 #[command(
     after_help = "States: later (its time has not come), due (about to be moved), refused (the event store has refused it;\n\
-    it is tried again), held (its reactor is paused). Nobody moves those of a reactor that is not declared.\n\n\
+    it is tried again), held (its reactor is paused, or is behind, and what has a key waits). Nobody moves those of a reactor that is not declared.\n\n\
     Examples:\n  \
     espctl emissions list                       of all reactors\n  \
     espctl emissions list reminders --refused   of one, what the event store has refused\n  \

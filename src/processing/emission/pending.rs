@@ -61,7 +61,7 @@ pub(crate) enum EmissionState {
     Due,
     /// The event store has refused it. It is tried again.
     Refused,
-    /// An operator has paused the reactor; or it handles events again, or has stopped, and one that is to come may cancel it.
+    /// An operator has paused the reactor; or it handles events again, is behind, or has stopped, and one that is to come may cancel it.
     Held,
 }
 
@@ -209,11 +209,12 @@ impl PendingEmissions {
                     -- What is held does not wait for what it waited for before.
                     case when e.attempts > 0 or not {held} then e.last_error end as last_error, e.tried_at, e.next_try_at, e.causation_id, e.correlation_id,
                     case when {held} then 'held' when e.attempts > 0 then 'refused'
-                         when e.due_at > clock_timestamp() then 'later' else 'due' end as state
+                         when e.due_at > clock_timestamp() then 'later' when {waits} then 'held' else 'due' end as state
              from {schema}.emissions as e where {condition}
              order by e.reactor, coalesce(e.next_try_at, e.due_at), e.id limit {limit}",
             schema = self.schema,
             held = is_held(&self.trackers),
+            waits = may_wait(&self.trackers),
             condition = selection.condition(),
         );
         let rows: Vec<Row> =
@@ -275,6 +276,11 @@ pub(super) fn is_held(trackers: &str) -> String {
         "t.paused_at is not null or e.key is not null
              and (t.position < t.repeated_until or t.failed_at is not null or t.diverged is not null)",
     )
+}
+
+/// Whether the emission `e` has a key, and its reactor has not caught up: the relay may be waiting for that.
+fn may_wait(trackers: &str) -> String {
+    held_by(trackers, "e.key is not null and not t.caught_up")
 }
 
 /// Whether the emission `e` has a key, and its reactor has not handled everything up to a position.

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Advice, Topic, count};
+use crate::operations::status::format::thousands;
 use crate::operations::status::{ProcessorState, ProcessorStatus};
 
 /// How long an emission may be due before somebody has to look. The relay needs milliseconds.
@@ -34,6 +35,9 @@ pub(super) fn of_overdue(status: &ProcessorStatus, now: DateTime<Utc>) -> Option
     if status.state == ProcessorState::Paused {
         return None;
     }
+    if let Some(waiting) = of_waiting_for_reactor(status, since) {
+        return Some(waiting);
+    }
     let name = &status.name;
     let why = match &status.emission_error {
         Some(error) if status.refused_emissions == 0 => format!(" They wait: {error}."),
@@ -43,6 +47,30 @@ pub(super) fn of_overdue(status: &ProcessorStatus, now: DateTime<Utc>) -> Option
     let remedy = format!(
         "Let a daemon run whose configuration declares {name} with `emits`, and see its log; `espctl emissions list {name}` \
          shows them."
+    );
+    Some(Advice::new(Topic::OverdueEmissions, problem, Some(since), remedy))
+}
+
+/// Those of a reactor that is behind and at work: what has a key waits until it has handled what was in the store when its daemon began.
+fn of_waiting_for_reactor(status: &ProcessorStatus, since: DateTime<Utc>) -> Option<Advice> {
+    let is_behind = status.position < status.horizon && status.owner.is_some();
+    let at_work = matches!(
+        status.state,
+        ProcessorState::CatchingUp
+            | ProcessorState::Running
+            | ProcessorState::Retrying
+            | ProcessorState::Waiting
+    );
+    if !is_behind || !at_work || status.emission_error.is_some() {
+        return None;
+    }
+    let (name, position, horizon) = (&status.name, thousands(status.position), thousands(status.horizon));
+    let problem = format!(
+        "Emissions of {name} are due and held: what has a key waits until {name} has handled the events that were in the store when \
+         its daemon began, because one of them may cancel it. {name} is at {position} of {horizon}. None is lost."
+    );
+    let remedy = format!(
+        "They go by themselves once {name} has caught up; `espctl emissions list {name}` shows them."
     );
     Some(Advice::new(Topic::OverdueEmissions, problem, Some(since), remedy))
 }
@@ -93,6 +121,18 @@ mod tests {
         assert_eq!(held(&status), " Its 3 pending emissions are held until it is resumed.");
         let paused = ProcessorStatus { state: ProcessorState::Paused, ..status };
         assert!(of_overdue(&paused, now).is_none());
+        let behind = ProcessorStatus {
+            state: ProcessorState::CatchingUp,
+            owner: Some("web-1:4711".into()),
+            position: 7.into(),
+            horizon: 9.into(),
+            emission_error: None,
+            refused_emissions: 0,
+            emissions_overdue_since: Some(now - TimeDelta::seconds(31)),
+            ..live("reminders")
+        };
+        let held_back = of_overdue(&behind, now).unwrap().problem;
+        assert!(held_back.contains("due and held") && held_back.contains("is at 7 of 9"), "{held_back}");
         let well = live("reminders");
         assert!(of_refused(&well).is_none() && of_overdue(&well, now).is_none() && held(&well).is_empty());
     }
