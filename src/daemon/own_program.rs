@@ -114,14 +114,29 @@ fn command_line(name: &'static str) -> clap::Command {
     rename(command, name)
 }
 
-/// A command whose examples name this program.
+/// A command whose examples and arguments name this program.
 fn rename(command: clap::Command, name: &str) -> clap::Command {
     let examples = command.get_after_help().map(|text| renamed(&text.to_string(), name));
     let command = match examples {
         Some(examples) => command.after_help(examples),
         None => command,
     };
-    command.mut_subcommands(|inner| rename(inner, name))
+    command.mut_args(|argument| rename_argument(argument, name)).mut_subcommands(|inner| rename(inner, name))
+}
+
+fn rename_argument(argument: clap::Arg, name: &str) -> clap::Arg {
+    let own = |help: Option<&clap::builder::StyledStr>| {
+        help.map(ToString::to_string).filter(|help| help.contains("espctl")).map(|help| renamed(&help, name))
+    };
+    let (short, long) = (own(argument.get_help()), own(argument.get_long_help()));
+    let argument = match short {
+        Some(help) => argument.help(help),
+        None => argument,
+    };
+    match long {
+        Some(help) => argument.long_help(help),
+        None => argument,
+    }
 }
 
 /// The text with the name of this program for those of espd's own; what is about the other of the two is left out.
@@ -141,6 +156,9 @@ mod tests {
         let wait = wait.find_subcommand_mut("wait").unwrap();
         let help = wait.render_help().to_string();
         assert!(help.contains("todo wait --all") && !help.contains("espctl"), "{help}");
+        let mut rebuild = command_line("todo");
+        let help = rebuild.find_subcommand_mut("rebuild").unwrap().render_long_help().to_string();
+        assert!(help.contains("todo rebuild NAME --go-live swap") && !help.contains("espctl"), "{help}");
     }
 
     #[test]
