@@ -30,7 +30,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("processing", &["diagnostic", "event", "postgres", "process", "retry", "shutdown", "store"]),
     (
         "handlers",
-        &["aggregate", "diagnostic", "event", "postgres", "process", "processing", "retry", "store"],
+        &[
+            "aggregate",
+            "diagnostic",
+            "event",
+            "own_name",
+            "postgres",
+            "process",
+            "processing",
+            "retry",
+            "store",
+        ],
     ),
     ("local", &["aggregate", "event", "handlers", "processing", "retry", "store"]),
     (

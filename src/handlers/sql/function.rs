@@ -19,6 +19,7 @@ use crate::handlers::sql::fold;
 use crate::handlers::sql::gate::{OWN, own_prefix};
 use crate::handlers::sql::reactor;
 use crate::handlers::sql::template::Template;
+use crate::own_name::in_own_name;
 use crate::postgres::name::{IDENTIFIER_LENGTH_MAX, fitting};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::sql_scope::SqlScope;
@@ -281,9 +282,10 @@ fn inserted_template(
 ) -> Template<'static> {
     let name = &projector.name;
     let advice = format!(
-        "espctl pause {name} lets events be stored again, and {name} handle them later; so does a configuration without \
+        "`espctl pause {name}` lets events be stored again, and {name} handle them later; so does a configuration without \
          synchronous"
     );
+    let advice = in_own_name(&advice).into_owned();
     Template {
         values: vec![
             ("function", function.to_owned()),
@@ -292,6 +294,7 @@ fn inserted_template(
             ("processor", quote_literal(name)),
             ("columns", COLUMNS.to_owned()),
             ("of_types", type_condition(projector.event_types())),
+            ("plain", INSERTED_EVENTS.to_owned()),
             ("inserted", inserted),
             ("advice", quote_literal(&advice)),
         ],

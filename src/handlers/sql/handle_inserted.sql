@@ -20,6 +20,9 @@ declare
   -- The event at hand, whatever a handler does to its record.
   espd_id bigint;
   espd_type text;
+  -- An event that is looked at alone, and what is read of it.
+  espd_stored record;
+  espd_read record;
   espd_state text;
   espd_message text;
   espd_detail text;
@@ -64,12 +67,25 @@ begin
         execute 'set constraints ' || espd_deferred || ' deferred';
       end if;
       --{{end}}
+      espd_id := null;
     end loop;
   exception when others or assert_failure then
     get stacked diagnostics
       espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
       espd_hint = pg_exception_hint, espd_context = pg_exception_context, espd_schema = schema_name,
       espd_table = table_name, espd_column = column_name, espd_constraint = constraint_name;
+    if espd_id is null then
+      -- No handler was at work, so an event could not be read, by an upcast: the first one that cannot be read alone.
+      for espd_stored in select e.id, e.type from {{plain}} as e order by e.id loop
+        begin
+          select {{columns}} into espd_read from {{inserted}} as e where e.id = espd_stored.id{{of_types}};
+        exception when others or assert_failure then
+          espd_id := espd_stored.id;
+          espd_type := espd_stored.type;
+          exit;
+        end;
+      end loop;
+    end if;
     -- It stays what it is, so that whoever appends can tell a deadlock, say, from a value that is too long.
     raise exception using errcode = espd_state,
       message = format('projector %s cannot handle event %s (%s), which is not stored therefore: %s', {{processor}},

@@ -416,3 +416,24 @@ async fn an_append_is_refused_or_not_whatever_the_session_has_appended_before() 
     }
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn an_append_that_an_upcast_refuses_names_the_event() {
+    let db = support::database().await;
+    let upcast = "[[upcast]]\nevents = ['Before']\ntype = 'A'\nbody = \"jsonb_build_object('n', (event.body->>'n')::numeric)\"\n";
+    let installation = Installation::new(&db.url, &format!("{RUNNER}{upcast}"));
+    installation.declare("seen", &seen("aggregate_order"));
+    let daemon = installation.start_daemon();
+    is_synchronous(&installation, "aggregate_order").await;
+    let before =
+        |n: &str| NewEvent::new(Uuid::new_v4(), "Before", to_raw_value(&HashMap::from([("n", n)])).unwrap());
+    let refused =
+        store(&db.pool).append(&[a(), before("7"), before("12,35"), a()]).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("projector seen cannot handle event 3 (Before), which is not stored"),
+        "{refused}"
+    );
+    store(&db.pool).append(&[a(), before("8")]).await.unwrap();
+    assert_eq!(count(&db.pool).await, 2);
+    daemon.stop().await;
+}
