@@ -229,7 +229,7 @@ pub(super) const PROJECTOR: Keys = Keys {
         TABLES,
         &[key("on", Kind::Sections(&PROJECTOR_HANDLER)), key("events", Kind::TextList)],
         COMMAND,
-        &[key("native", Kind::Boolean)],
+        &[key("native", Kind::Boolean), HANDLER_TIMEOUT],
     ],
 };
 
@@ -248,7 +248,7 @@ pub(super) const REACTOR: Keys = Keys {
         TABLES,
         &[key("on", Kind::Sections(&REACTOR_HANDLER)), key("events", Kind::TextList)],
         COMMAND,
-        &[key("webhook", Kind::Section(&WEBHOOK)), key("native", Kind::Boolean)],
+        &[key("webhook", Kind::Section(&WEBHOOK)), key("native", Kind::Boolean), HANDLER_TIMEOUT],
     ],
 };
 
@@ -271,6 +271,9 @@ pub(super) const TABLE: Keys = Keys {
         key("comment", Kind::Text),
     ]],
 };
+
+/// With `native`.
+const HANDLER_TIMEOUT: Key = key("handler_timeout", duration(Duration::from_millis(100), HOUR));
 
 const COMMAND: &[Key] = &[
     key("command", Kind::TextList),

@@ -234,6 +234,7 @@ fn leave_to_program(shown: &mut Value, said: &ProcessorSettings) {
         ("batch_span", said.batch_span.is_none()),
         ("isolation", said.isolation.is_none()),
         ("on_handler_change", said.on_handler_change.is_none()),
+        ("handler_timeout", said.handler_timeout.is_none()),
         ("start", said.start.is_none()),
         ("chain_max", said.chain_max.is_none()),
         ("approve", said.approve.is_none()),

@@ -143,7 +143,7 @@ fn describe_actions(actions: &[Action]) -> String {
     let mut text = "The receiver has accepted the event".to_owned();
     for action in actions {
         match action {
-            Action::Emit(emission) => {
+            Action::Emit(emission) | Action::EmitAs(_, emission) => {
                 let when = emission.due;
                 text.push_str(&format!(
                     "\n  and wants {} emitted for {}{when}",

@@ -210,7 +210,8 @@ mod tests {
     async fn the_first_result_of_a_step_counts(store: LocalStore) {
         let key = ProcessorKey::new("shipping", 1);
         store.ledger.register(&key, Position::START).await.unwrap();
-        let step = Step { instance: "order", event_uuid: Uuid::nil(), name: "pay" };
+        let step =
+            Step { instance: "order", event_id: Position::new(1), event_uuid: Uuid::nil(), name: "pay" };
         for result in ["1", "2"] {
             let result = RawValue::from_string(result.to_owned()).unwrap();
             let recorded = store.ledger.record_step("shipping", step, &result).await.unwrap();

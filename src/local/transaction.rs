@@ -166,14 +166,30 @@ impl Transaction for LocalTransaction<'_> {
         }
     }
 
-    async fn save_instance(&mut self, instance: WorkflowInstance) -> Result<(), sqlx::Error> {
+    async fn save_instance(&mut self, instance: WorkflowInstance, done: Uuid) -> Result<(), sqlx::Error> {
+        self.workflow.done.push(done);
         self.workflow.instances.insert(instance.instance.clone(), Some(instance));
         Ok(())
     }
 
-    async fn remove_instance(&mut self, instance: &str) -> Result<(), sqlx::Error> {
+    async fn remove_instance(&mut self, instance: &str, done: Uuid) -> Result<(), sqlx::Error> {
+        self.workflow.done.push(done);
         self.workflow.instances.insert(instance.to_owned(), None);
         Ok(())
+    }
+
+    /// Events wait by their aggregates, as they are read.
+    async fn set_aside_behind(&mut self, _: &Event, _: &str) -> Result<bool, sqlx::Error> {
+        Ok(false)
+    }
+
+    /// No dead letter is handled again.
+    async fn retries_failed(&mut self) -> Result<bool, sqlx::Error> {
+        Ok(false)
+    }
+
+    async fn find_passed_over(&mut self, _: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+        Ok(Vec::new())
     }
 
     async fn find_step(&mut self, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error> {
@@ -186,10 +202,5 @@ impl Transaction for LocalTransaction<'_> {
         result: Box<RawValue>,
     ) -> Result<Box<RawValue>, sqlx::Error> {
         self.ledger.record_step(self.name, step, &result).await
-    }
-
-    async fn forget_steps(&mut self, event_uuid: Uuid) -> Result<(), sqlx::Error> {
-        self.workflow.done.push(event_uuid);
-        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use crate::handlers::sql::{OwnedByOthers, find_owned_by_others};
 use crate::operations::databases::Databases;
 use crate::postgres::quote::quote_identifier;
 use crate::processing::declaration::{
-    Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start, Unsuitable,
+    HandledEvents, Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start, Unsuitable,
 };
 use crate::processing::processor::{
     Fit, HandledBy, describe_missing, find_foreign_table, foresee_fit, list_missing,
@@ -182,11 +182,11 @@ pub(super) async fn look<'k>(
     for declaration in &config.processors {
         let left_out = left_out.get(&declaration.name).copied();
         let tracker = trackers.iter().find(|tracker| tracker.name == declaration.name);
-        let handlers = declaration.handler_fingerprint(&config.upcasts);
+        let handlers = noted(declaration, config);
         let fit = foresee(config, databases, &mut connection, declaration, tracker).await?;
-        let before = tracker.filter(|tracker| tracker.position > Position::START).map(|one| &one.handlers);
-        let other_handlers =
-            before.is_some_and(|before| before.is_some() && handlers.is_some() && *before != handlers);
+        let other_handlers = tracker
+            .zip(handlers.as_deref())
+            .is_some_and(|(tracker, handlers)| tracker.was_handled_by_other(handlers));
         let missing = missing.remove(&declaration.name).unwrap_or_default();
         let foreign = find_foreign(databases, &mut connection, declaration, tracker).await?;
         let owned_by_others =
@@ -218,6 +218,13 @@ pub(super) async fn look<'k>(
         });
     }
     Ok(known)
+}
+
+/// The fingerprint of what would handle the events. What only a program knows that is not this one is not known here.
+fn noted(declaration: &ProcessorDeclaration, config: &Config) -> Option<String> {
+    let is_unknown =
+        declaration.handling == Handling::Native(HandledEvents::All) && declaration.tables.is_empty();
+    if is_unknown { None } else { declaration.noted_fingerprint(&config.upcasts) }
 }
 
 /// What a deploy would do with what is known, what would be lost first.
@@ -408,7 +415,23 @@ fn describe_meanwhile(known: &Known<'_>, serves: i32) -> String {
 fn describe_handler_change(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
     let ProcessorDeclaration { name, on_handler_change, .. } = known.declaration;
     let is_built_beside = known.unsuitable().is_none();
+    let is_native = matches!(known.declaration.handling, Handling::Native(_));
     match on_handler_change {
+        OnHandlerChange::Warn if is_native => {
+            let anew = match known.declaration.kind() {
+                ProcessorKind::Projector => {
+                    format!("; `espctl reset {name}` has all of them handled as they are read now")
+                }
+                ProcessorKind::Reactor => String::new(),
+            };
+            (
+                Action::Change,
+                format!(
+                    "reads old events by other upcasts from position {} on; earlier ones stay as they were handled, or passed over{anew}",
+                    tracker.position
+                ),
+            )
+        }
         OnHandlerChange::Refuse => (
             Action::Stop,
             "stops, because its handlers have changed (on_handler_change = \"refuse\")".to_owned(),

@@ -46,6 +46,9 @@ pub struct DeadLetter {
     pub event_type: String,
     /// The aggregate that the event belongs to.
     pub aggregate_id: AggregateId,
+    /// The instance of a workflow that the event belongs to, if that is known: then its later events wait behind this one, and not
+    /// those of the aggregate.
+    pub instance: Option<String>,
     /// `failed`, or `waiting` behind an earlier dead letter of the same aggregate.
     pub reason: String,
     /// Whether later events of the aggregate wait behind this one.
@@ -72,6 +75,7 @@ from_row!(DeadLetter {
     event_uuid,
     event_type,
     aggregate_id,
+    instance,
     reason,
     blocks,
     failure,
@@ -106,6 +110,11 @@ impl DeadLetter {
     /// Returns the key of the tracker that the dead letter belongs to.
     pub(crate) fn key(&self) -> ProcessorKey {
         ProcessorKey { name: self.processor.clone(), version: self.version, partition: self.partition }
+    }
+
+    /// What later events wait behind.
+    fn line(&self) -> String {
+        self.instance.clone().unwrap_or_else(|| self.aggregate_id.to_string())
     }
 }
 
@@ -244,6 +253,43 @@ impl DeadLetters {
             .await
     }
 
+    /// Those of the `events` that are dead letters already, in order.
+    pub(crate) async fn find_among(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        events: &[Event],
+    ) -> Result<Vec<Position>, sqlx::Error> {
+        let statement = format!(
+            "-- find_dead_letters_among
+             select event_id from {}.dead_letters as d where {} and event_id = any ($1) order by 1",
+            self.schema,
+            key.is_processor()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        query.bind(events.iter().map(|event| event.id).collect::<Vec<_>>()).fetch_all(connection).await
+    }
+
+    /// Sets an event aside that must not overtake a dead letter of its `instance`, in the caller's transaction, which has locked the
+    /// tracker. Returns whether there is one.
+    pub(crate) async fn set_aside_behind_instance(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        event: &Event,
+        instance: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- set_aside_behind_instance
+             select {}.set_aside_behind_instance({}, $1, $2, $3, $4, $5)",
+            self.schema,
+            key.arguments()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        let query = query.bind(event.id).bind(event.uuid).bind(&event.event_type);
+        query.bind(event.aggregate_id.to_string()).bind(instance).fetch_one(connection).await
+    }
+
     /// Removes a dead letter whose event has been handled, in the caller's transaction, which has locked the tracker.
     pub(crate) async fn remove(
         &self,
@@ -274,6 +320,24 @@ impl DeadLetters {
         fetch_optional(connection, statement).await
     }
 
+    /// Takes note that a requested retry begins. `false`: it has begun before, and whoever has begun it has not come to an end.
+    pub(crate) async fn begin_try(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        event_id: Position,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- begin_try_of_dead_letter
+             update {}.dead_letters as d set tried_at = clock_timestamp()
+             where {} and event_id = {event_id} and (tried_at is null or tried_at < retry_requested_at)
+             returning event_id",
+            self.schema,
+            claim.key.is_processor()
+        );
+        Ok(simple(statement).fetch_optional(connection).await?.is_some())
+    }
+
     /// Records that the event has failed again. It stays a dead letter, and so do the events that wait behind it.
     pub(crate) async fn failed_again(
         &self,
@@ -290,10 +354,10 @@ impl DeadLetters {
                    retry_requested_at = null
                where {is_processor} and event_id = {event_id}
                  and exists (select from {trackers} where {is_claimed})
-               returning aggregate_id as of_aggregate, blocks as holds_back
+               returning coalesce(instance, aggregate_id) as of_line, blocks as holds_back
              )
              update {schema}.dead_letters set retry_requested_at = null from failed
-             where {is_processor} and aggregate_id = of_aggregate and event_id > {event_id} and holds_back",
+             where {is_processor} and coalesce(instance, aggregate_id) = of_line and event_id > {event_id} and holds_back",
             schema = self.schema,
             trackers = self.trackers,
             failure = json_literal(&Failure { at: Some(Utc::now()), ..failure.clone() })?,

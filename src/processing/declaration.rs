@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::postgres::source_text::SourceText;
 pub use approve::Approve;
-pub(crate) use fingerprint::upcast_fingerprint;
+pub(crate) use fingerprint::{are_comparable, upcast_fingerprint};
 pub use isolation::Isolation;
 pub use kind::ProcessorKind;
 pub use on_handler_change::OnHandlerChange;
@@ -63,6 +63,9 @@ pub struct ProcessorDeclaration {
     pub isolation: Isolation,
     /// What happens when the handlers are not those that have made the rows.
     pub on_handler_change: OnHandlerChange,
+    /// How long a handler in Rust may take for what it is handed: a batch of a projector, an event of a reactor.
+    #[serde(default = "handler_timeout")]
+    pub handler_timeout: Duration,
     /// Where the processor begins when it runs for the first time; `None`: as its kind does, see [`Self::start`].
     #[serde(default)]
     pub start: Option<Start>,
@@ -87,6 +90,11 @@ pub struct ProcessorDeclaration {
     pub checks: Vec<Check>,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
+}
+
+/// How long a handler in Rust may take, unless something else is said: 5 min.
+pub(crate) fn handler_timeout() -> Duration {
+    Duration::from_secs(300)
 }
 
 impl ProcessorDeclaration {
@@ -310,6 +318,7 @@ mod tests {
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
             on_handler_change: OnHandlerChange::default(),
+            handler_timeout: handler_timeout(),
             start: None,
             reads: vec![],
             synchronous: None,

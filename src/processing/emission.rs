@@ -252,7 +252,7 @@ pub(crate) enum Deferred {
 }
 
 impl EmissionBatch {
-    /// Adds the `ordinal`th emission, from 1, for the event at `place`. Adds nothing while the event is replayed.
+    /// Adds an emission under this uuid for the event at `place`. Adds nothing while the event is replayed.
     ///
     /// # Errors
     /// The message says why the emission is not allowed.
@@ -261,7 +261,7 @@ impl EmissionBatch {
         emitter: &Emitter,
         place: usize,
         source: &SourceEvent,
-        ordinal: u32,
+        uuid: Uuid,
         emission: &Emission,
     ) -> Result<(), String> {
         emitter.check_allowed(source, emission)?;
@@ -269,7 +269,7 @@ impl EmissionBatch {
         if source.replaying {
             return Ok(());
         }
-        let mut event = event(emitter, source, ordinal, emission)?;
+        let mut event = event(emitter, source, uuid, emission)?;
         if let Some(body) = emitter.codec.encode(&event)? {
             event.body = body;
         }
@@ -346,7 +346,7 @@ fn own_metadata(emission: &Emission) -> Result<BTreeMap<String, Box<RawValue>>, 
 fn event(
     emitter: &Emitter,
     source: &SourceEvent,
-    ordinal: u32,
+    uuid: Uuid,
     emission: &Emission,
 ) -> Result<NewEvent, String> {
     let mut metadata = own_metadata(emission)?;
@@ -355,7 +355,7 @@ fn event(
     metadata.insert(ESPDS_OWN.to_owned(), of_espd);
     let body = emission.body.clone();
     let mut event = NewEvent::new(&emission.aggregate_id, emission.event_type.clone(), body);
-    event.uuid = identify(&emitter.reactor, source.uuid, ordinal);
+    event.uuid = uuid;
     event.expected_version = emission.expected_version.map_or(ExpectedVersion::Any, ExpectedVersion::Exact);
     event.correlation_id = Some(source.correlation_id);
     event.causation_id = Some(source.uuid);

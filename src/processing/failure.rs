@@ -19,6 +19,8 @@ use crate::process::report::Condition;
 pub struct Failure {
     /// The event that could not be handled; `None` where no single event can be named.
     pub event: Option<FailedEvent>,
+    /// The instance of a workflow that the event belongs to: its later events wait behind this one, if it is parked.
+    pub instance: Option<String>,
     /// The database's error code, where the database raised it.
     pub sqlstate: Option<String>,
     /// What happened, in one sentence.
@@ -61,6 +63,7 @@ impl Failure {
     pub fn of_processor(message: impl Into<String>) -> Self {
         Self {
             event: None,
+            instance: None,
             sqlstate: None,
             message: shorten(&message.into()),
             detail: None,
@@ -145,6 +148,8 @@ struct FlatFailure {
     event_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     aggregate_id: Option<AggregateId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
     sqlstate: Option<String>,
     message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,14 +174,14 @@ impl From<FlatFailure> for Failure {
             }
             _ => None,
         };
-        let FlatFailure { sqlstate, message, detail, hint, place, stderr, at, .. } = flat;
-        Self { event, sqlstate, message, detail, hint, place, stderr, at }
+        let FlatFailure { instance, sqlstate, message, detail, hint, place, stderr, at, .. } = flat;
+        Self { event, instance, sqlstate, message, detail, hint, place, stderr, at }
     }
 }
 
 impl From<Failure> for FlatFailure {
     fn from(failure: Failure) -> Self {
-        let Failure { event, sqlstate, message, detail, hint, place, stderr, at } = failure;
+        let Failure { event, instance, sqlstate, message, detail, hint, place, stderr, at } = failure;
         let (event_id, event_uuid, event_type, aggregate_id) = match event {
             Some(event) => {
                 (Some(event.id), Some(event.uuid), Some(event.event_type), Some(event.aggregate_id))
@@ -188,6 +193,7 @@ impl From<Failure> for FlatFailure {
             event_uuid,
             event_type,
             aggregate_id,
+            instance,
             sqlstate,
             message,
             detail,

@@ -32,6 +32,8 @@ struct HeartbeatState {
     /// When the next call is due.
     due: Instant,
     condition: Condition,
+    /// What a handler was handed last: the first event, and how many.
+    at_hand: Option<(Position, usize)>,
     /// How many events the runner has set aside.
     set_aside: u64,
     last_set_aside: Position,
@@ -69,6 +71,7 @@ impl Heartbeat {
         Self(Arc::new(Mutex::new(HeartbeatState {
             due: Instant::now(),
             condition: Condition::Starting,
+            at_hand: None,
             set_aside: 0,
             last_set_aside: Position::START,
             set_aside_failure: None,
@@ -138,8 +141,18 @@ pub(crate) fn expect_within(time: Duration) {
 pub(crate) fn record_condition(condition: Condition) {
     let _ = CURRENT.try_with(|heartbeat| {
         let mut state = heartbeat.state();
-        (state.due, state.condition) = (Instant::now(), condition);
+        (state.due, state.condition, state.at_hand) = (Instant::now(), condition, None);
     });
+}
+
+/// Records what a handler is handed in this task: the first event, and how many.
+pub(crate) fn record_at_hand(first: Position, events: usize) {
+    let _ = CURRENT.try_with(|heartbeat| heartbeat.state().at_hand = Some((first, events)));
+}
+
+/// What a handler in this task was handed last.
+pub(crate) fn at_hand() -> Option<(Position, usize)> {
+    CURRENT.try_with(|heartbeat| heartbeat.state().at_hand).ok().flatten()
 }
 
 /// Records that the runner in this task has set an event aside.

@@ -13,7 +13,7 @@ use crate::event::Position;
 use crate::postgres::server_mark::ServerMark;
 use crate::postgres::sqlstate::is_infrastructure_error;
 use crate::processing::declaration::{BatchLimits, ProcessorKind};
-use crate::processing::failure::Failure;
+use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::progress::PendingRetry;
 use crate::processing::tracker::Claim;
 use crate::store::PostgresEventStore;
@@ -180,6 +180,9 @@ pub enum ProcessorError {
     /// names it.
     #[error("{0}")]
     Unattributed(Box<Failure>),
+    /// The handler has not returned from a batch of several events in time.
+    #[error("{0}")]
+    NotReturned(Box<Failure>),
     /// Something that the handler needs beside the database is not there now. No event is counted as failed, and attempts do
     /// not end.
     #[error("{message}")]
@@ -280,6 +283,20 @@ pub trait Processor: Send + Sync {
     /// Whether a batch is one statement for all of its events, unless it meets a handler that cannot be folded.
     fn folds(&self) -> bool {
         false
+    }
+
+    /// Whether its handlers are in this process, which they can end or have hang.
+    fn shares_process(&self) -> bool {
+        false
+    }
+
+    /// The first event of a request, which nothing is done about; `None`: there is none, or the claim is no longer valid.
+    async fn find_first(
+        &mut self,
+        _connection: &mut PgConnection,
+        _request: &BatchRequest<'_>,
+    ) -> Result<Option<FailedEvent>, ProcessorError> {
+        Ok(None)
     }
 
     /// Whether something is to be done for events at or below the position. [`Self::process`] does it, whether or not there are

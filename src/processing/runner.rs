@@ -10,6 +10,7 @@
 
 mod batch;
 mod bisection;
+mod caution;
 mod claiming;
 mod cut_off;
 mod dead_letters;
@@ -42,6 +43,7 @@ use crate::processing::dead_letters::DeadLetters;
 use crate::processing::declaration::BatchLimits;
 use crate::processing::heartbeat;
 use crate::processing::processor::Processor;
+use crate::processing::runner::caution::Caution;
 use crate::processing::runner::cut_off::CutOff;
 use crate::processing::runner::failures::FailureLog;
 use crate::processing::runner::outage::OutageLog;
@@ -136,6 +138,8 @@ pub struct Runner {
     /// Whether the session was opened because the one before may have been to blame for a failure, and nothing has been
     /// handled on it yet.
     session_is_renewed: bool,
+    /// Whether events are handled one by one, because one may end the worker.
+    caution: Caution,
     /// How batches are kept within the server's `transaction_timeout`.
     cut_off: CutOff,
     /// What is shared with the other runners of the worker; `None`: nothing is.
@@ -212,6 +216,7 @@ impl Runner {
             batch_began: None,
             rate: Rate::new(Instant::now()),
             session_is_renewed: false,
+            caution: Caution::default(),
             cut_off: CutOff::default(),
             shared: None,
             recorded: None,

@@ -33,7 +33,7 @@ pub(crate) use handlers::HandlerChange;
 pub use key::ProcessorKey;
 pub(crate) use listing::FormerVersions;
 pub use listing::TrackerRow;
-pub(crate) use liveness::CurrentOwner;
+pub(crate) use liveness::{CurrentOwner, Liveness};
 pub use operator::{ReplayEffects, Reset};
 pub(crate) use together::{Passing, Renewal, Renewed, Stretch};
 pub(crate) use witness::{Memory, parameters as witness_parameters, read_witness};

@@ -29,6 +29,7 @@ pub(crate) struct WorkflowInstance {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step<'s> {
     pub(crate) instance: &'s str,
+    pub(crate) event_id: Position,
     pub(crate) event_uuid: Uuid,
     pub(crate) name: &'s str,
 }
@@ -72,15 +73,18 @@ impl<'w> WorkflowTables<'w> {
         }))
     }
 
-    /// Keeps an instance.
+    /// Keeps an instance, and forgets the steps of the event that is `done`, also those of an attempt of which the present one knows
+    /// nothing.
     pub(crate) async fn save(
         &self,
         connection: &mut PgConnection,
         kept: &WorkflowInstance,
+        done: Uuid,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- save_workflow_instance
-             insert into {}.workflow_instances as i
+             with forgotten as (delete from {0}.workflow_steps where workflow = $1 and event_uuid = $9)
+             insert into {0}.workflow_instances as i
                (workflow, instance, state, timeouts, events, last_event_id, last_event_type, ended_at)
              values ($1, $2, $3, $4, $5, $6, $7, case when $8 then clock_timestamp() end)
              on conflict (workflow, instance) do update
@@ -92,23 +96,25 @@ impl<'w> WorkflowTables<'w> {
         let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(self.workflow);
         let query = query.bind(&kept.instance).bind(Json(&*kept.state)).bind(Json(&kept.timeouts));
         let query = query.bind(kept.events).bind(kept.last_event_id).bind(&kept.last_event_type);
-        query.bind(kept.has_ended).execute(connection).await.map(drop)
+        query.bind(kept.has_ended).bind(done).execute(connection).await.map(drop)
     }
 
-    /// Forgets an instance.
+    /// Forgets an instance, and the steps of the event that is `done`.
     pub(crate) async fn remove(
         &self,
         connection: &mut PgConnection,
         instance: &str,
+        done: Uuid,
     ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- remove_workflow_instance
-             delete from {}.workflow_instances where workflow = $1 and instance = $2",
+             with forgotten as (delete from {0}.workflow_steps where workflow = $1 and event_uuid = $3)
+             delete from {0}.workflow_instances where workflow = $1 and instance = $2",
             self.schema
         );
         let query =
             sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(self.workflow).bind(instance);
-        query.execute(connection).await.map(drop)
+        query.bind(done).execute(connection).await.map(drop)
     }
 
     /// The result of a step, if it was done.
@@ -128,37 +134,28 @@ impl<'w> WorkflowTables<'w> {
         Ok(found.map(|result| result.0))
     }
 
-    /// Records the result of a step, at once and whatever becomes of the batch. Returns what is recorded.
+    /// Records the result of a step, at once and whatever becomes of the batch. Returns what is recorded; `None`: another owner has
+    /// handled the event meanwhile, and nothing would remove the record.
     pub(crate) async fn record_step(
         &self,
         pool: &PgPool,
+        trackers: &str,
         step: Step<'_>,
         result: &RawValue,
-    ) -> Result<Box<RawValue>, sqlx::Error> {
+    ) -> Result<Option<Box<RawValue>>, sqlx::Error> {
         let statement = format!(
             "-- record_workflow_step
-             insert into {}.workflow_steps (workflow, event_uuid, step, instance, result) values ($1, $2, $3, $4, $5)
+             insert into {schema}.workflow_steps (workflow, event_uuid, step, instance, result)
+             select $1, $2, $3, $4, $5
+             where exists (select from {trackers} as t where t.name = $1 and t.position < $6)
+                or exists (select from {schema}.dead_letters as d where d.processor = $1 and d.event_id = $6)
              on conflict (workflow, event_uuid, step) do update set step = excluded.step returning result",
-            self.schema
+            schema = self.schema
         );
         let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
         let query = query.bind(self.workflow).bind(step.event_uuid).bind(step.name).bind(step.instance);
-        let recorded: Json<Box<RawValue>> = query.bind(Json(result)).fetch_one(pool).await?;
-        Ok(recorded.0)
-    }
-
-    /// Forgets the steps of an event that is handled.
-    pub(crate) async fn forget_steps(
-        &self,
-        connection: &mut PgConnection,
-        event_uuid: Uuid,
-    ) -> Result<(), sqlx::Error> {
-        let statement = format!(
-            "-- forget_workflow_steps
-             delete from {}.workflow_steps where workflow = $1 and event_uuid = $2",
-            self.schema
-        );
-        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
-        query.bind(self.workflow).bind(event_uuid).execute(connection).await.map(drop)
+        let recorded: Option<Json<Box<RawValue>>> =
+            query.bind(Json(result)).bind(step.event_id).fetch_optional(pool).await?;
+        Ok(recorded.map(|recorded| recorded.0))
     }
 }

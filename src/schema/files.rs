@@ -107,7 +107,8 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (36, "unverified", include_str!("../../migrations/processing/0036_unverified.sql")),
         (37, "never handled", include_str!("../../migrations/processing/0037_never_handled.sql")),
         (38, "emissions say more", include_str!("../../migrations/processing/0038_emissions_say_more.sql")),
-        (41, "unseen events", include_str!("../../migrations/processing/0041_unseen_events.sql")),
+        (39, "workflows wait", include_str!("../../migrations/processing/0039_workflows_wait.sql")),
+        (40, "unseen events", include_str!("../../migrations/processing/0040_unseen_events.sql")),
     ],
 };
 

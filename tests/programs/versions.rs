@@ -4,7 +4,7 @@
 //! - `VERSION`: the version of all of them; from 2 on, `orders` has two columns more.
 //! - `FACTOR`: what the handler of `orders` multiplies the id of an event by.
 //! - `EFFECTS`: a file that a line is added to for each event of type A after its commit.
-//! - `HANDLER`: `fails`, `panics`, `blocks`, `writes live` or `reads live`: what the handler of `orders` does wrong.
+//! - `HANDLER`: `fails`, `panics`, `exits`, `blocks at one`, `blocks`, `writes live` or `reads live`: what the handler of `orders` does wrong.
 //! - `KEYED`: where it is set, `totals` declares the column that has the aggregate.
 
 use std::io::Write as _;
@@ -58,6 +58,8 @@ impl Orders {
         match said("HANDLER").as_str() {
             "fails" if event.id.get() == 3 => return Err(event.failed("this one cannot be ordered")),
             "panics" if event.id.get() == 3 => panic!("there is nothing to order"),
+            "exits" if event.id.get() == 3 => std::process::exit(3),
+            "blocks at one" if event.id.get() == 3 => std::thread::sleep(Duration::from_secs(3_600)),
             "blocks" => std::thread::sleep(Duration::from_secs(3_600)),
             "writes live" => {
                 sqlx::query("update public.orders set product = 0").execute(connection).await?;

@@ -18,6 +18,7 @@ use crate::processing::alteration::own_columns;
 use crate::processing::declaration::{
     BatchLimits, Check, HandledEvents, Handler, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
     ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
+    handler_timeout,
 };
 use crate::retry::RetryPolicy;
 
@@ -60,6 +61,7 @@ pub(crate) fn read_processor(
     let tables = section.value("tables").map(|tables| read_tables(&tables)).unwrap_or_default();
     let ddl = section.value("ddl").map(|ddl| read_ddl(&ddl)).unwrap_or_default();
     let handling = read_handling(section, kind);
+    let handler_timeout = section.duration("handler_timeout").unwrap_or_else(handler_timeout);
     let start = section.value("start").and_then(|start| read_start(&start));
     let reads = section.value("reads").map(|reads| read_reads(&reads, &tables)).unwrap_or_default();
     let synchronous = if kind == ProcessorKind::Projector { section.choice("synchronous") } else { None };
@@ -84,6 +86,7 @@ pub(crate) fn read_processor(
         retry: retry.unwrap_or(defaults.retry),
         isolation: isolation.unwrap_or_else(|| defaults.isolation.clone()),
         on_handler_change: on_handler_change.unwrap_or_else(|| defaults.on_handler_change_of(kind)),
+        handler_timeout,
         start,
         reads,
         synchronous,
@@ -282,6 +285,13 @@ fn read_handling(section: &Section<'_>, kind: ProcessorKind) -> Option<Handling>
     }
     if way != Some("command") {
         refuse_companions(section);
+    }
+    if way != Some("native")
+        && let Some(value) = section.value_if_known("handler_timeout")
+    {
+        let advice =
+            "remove it: it is for handlers in Rust. A program has `command_timeout`, a webhook has `timeout`";
+        value.location.report("`handler_timeout` cannot be used without `native`", advice);
     }
     match way {
         Some("command") => read_program(section).map(Handling::Program),

@@ -21,6 +21,7 @@ pub(crate) fn said_in(
         batch_span: says("batch_span").then_some(batch.span),
         isolation: says("isolation").then(|| declaration.isolation.clone()),
         on_handler_change: says("on_handler_change").then_some(declaration.on_handler_change),
+        handler_timeout: says("handler_timeout").then_some(declaration.handler_timeout),
         start: declaration.start,
         aggregate_column: declaration.aggregate_column.clone(),
         approve: says("approve").then_some(declaration.approve),

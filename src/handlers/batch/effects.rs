@@ -2,6 +2,7 @@
 
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::row_changes::{RowChange, RowChanges};
 use super::tables::{Members, RowTables};
@@ -21,6 +22,8 @@ pub(crate) enum Action {
     Delete { table: String, columns: Box<RawValue> },
     /// Emits an event, now or later.
     Emit(Emission),
+    /// Emits an event under a uuid that does not follow from the event that has led to it.
+    EmitAs(Uuid, Emission),
     /// Cancels an event that would be emitted later.
     Cancel { key: String },
 }
@@ -149,7 +152,8 @@ fn find_unstorable(action: &Action) -> Option<String> {
                 find_bad_text(value).map(|what| format!("{column:?} of a row of {table} contains {what}"))
             })
         }
-        Action::Emit(Emission { event_type, body, metadata, .. }) => {
+        Action::Emit(Emission { event_type, body, metadata, .. })
+        | Action::EmitAs(_, Emission { event_type, body, metadata, .. }) => {
             let what = std::iter::once(body).chain(metadata).find_map(|json| find_bad_text(json))?;
             Some(format!("the {event_type} that it emits contains {what}"))
         }
@@ -169,7 +173,7 @@ async fn apply_all(
             let change = match action {
                 Action::Upsert { table, row } => RowChange::Upsert { table, row },
                 Action::Delete { table, columns } => RowChange::Delete { table, columns },
-                Action::Emit(_) | Action::Cancel { .. } => continue,
+                Action::Emit(_) | Action::EmitAs(..) | Action::Cancel { .. } => continue,
             };
             let refuse = |message: String| EffectError::Event(place, Failure::of_processor(message));
             rows.add(change).map_err(refuse)?;
@@ -200,7 +204,12 @@ pub(crate) fn collect_emissions(
             match action {
                 Action::Emit(emission) => {
                     ordinal += 1;
-                    emissions.add(emitter, place, source, ordinal, emission).map_err(refuse)?;
+                    let uuid = emitter.identify(source, ordinal);
+                    emissions.add(emitter, place, source, uuid, emission).map_err(refuse)?;
+                }
+                Action::EmitAs(uuid, emission) => {
+                    ordinal += 1;
+                    emissions.add(emitter, place, source, *uuid, emission).map_err(refuse)?;
                 }
                 Action::Cancel { key } => emissions.cancel(source, key).map_err(refuse)?,
                 Action::Upsert { .. } | Action::Delete { .. } => {}

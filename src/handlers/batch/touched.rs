@@ -21,7 +21,7 @@ impl Touched {
         let (table, row) = match action {
             Action::Upsert { table, row } => (table, row),
             Action::Delete { table, columns } => (table, columns),
-            Action::Emit(_) | Action::Cancel { .. } => return,
+            Action::Emit(_) | Action::EmitAs(..) | Action::Cancel { .. } => return,
         };
         match tables.row_of(table, row) {
             Some(key) => drop(self.rows.insert((table.clone(), key))),

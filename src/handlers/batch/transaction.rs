@@ -260,10 +260,55 @@ impl<'t> BatchTransaction<'t> {
         }
         let dead_letters = DeadLetters::new(&self.base.trackers());
         let key = &self.request.claim.key;
+        if self.base.is_workflow {
+            // Only its handler knows which instance an event belongs to.
+            let known = dead_letters.find_among(&mut self.transaction, key, &batch.events).await?;
+            batch.events.retain(|event| known.binary_search(&event.id).is_err());
+            return Ok(known);
+        }
         let waiting = dead_letters.set_aside_waiting(&mut self.transaction, key, &batch.events).await?;
         self.may_have_written |= !waiting.is_empty();
         batch.events.retain(|event| waiting.binary_search(&event.id).is_err());
         Ok(waiting)
+    }
+
+    /// Sets an event aside that must not overtake a dead letter of its instance of a workflow. Returns whether there is one.
+    pub(crate) async fn set_aside_behind_instance(
+        &mut self,
+        event: &Event,
+        instance: &str,
+    ) -> Result<bool, sqlx::Error> {
+        if !self.parking || self.request.dead_letter().is_some() {
+            return Ok(false);
+        }
+        let dead_letters = DeadLetters::new(&self.base.trackers());
+        let key = &self.request.claim.key;
+        let waits =
+            dead_letters.set_aside_behind_instance(&mut self.transaction, key, event, instance).await?;
+        self.may_have_written |= waits;
+        Ok(waits)
+    }
+
+    /// Whether the request is about a dead letter whose event had failed, and did not only wait behind another one.
+    pub(crate) async fn is_of_failed_dead_letter(&mut self) -> Result<bool, sqlx::Error> {
+        let Some(event_id) = self.request.dead_letter() else { return Ok(false) };
+        let (dead_letters, key) = (DeadLetters::new(&self.base.trackers()), &self.request.claim.key);
+        Ok(dead_letters.find_set_aside(&mut *self.transaction, key, event_id).await?.is_some())
+    }
+
+    /// Those of the stored events with these uuids that the position is beyond and that are no dead letters, while the event of a dead
+    /// letter is handled: they never come again.
+    pub(crate) async fn find_passed_over(&mut self, uuids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+        if self.request.dead_letter().is_none() || uuids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let position = self.request.claim.position;
+        let mut stored = self.read_uuids(uuids).await?;
+        stored.retain(|event| event.id <= position);
+        let (dead_letters, key) = (DeadLetters::new(&self.base.trackers()), &self.request.claim.key);
+        let to_come = dead_letters.find_among(&mut self.transaction, key, &stored).await?;
+        stored.retain(|event| !to_come.contains(&event.id));
+        Ok(stored.into_iter().map(|event| event.uuid).collect())
     }
 
     /// Opens a savepoint.

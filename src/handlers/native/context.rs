@@ -77,6 +77,8 @@ pub struct ReactorContext<'r> {
     pub(super) emitter: &'r Emitter,
     pub(super) effects: AskedEffects,
     pub(super) commands: Commands,
+    /// The instance of a workflow that the event belongs to, once that is known.
+    pub(super) instance: Option<String>,
 }
 
 /// The commands that a reactor has given for one event.

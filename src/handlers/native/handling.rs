@@ -17,6 +17,7 @@ use crate::processing::declaration::ProcessorKind;
 use crate::processing::effects::{Effect, EffectQueue, NewEffect};
 use crate::processing::emission::{Emitter, SourceEvent};
 use crate::processing::failure::Failure;
+use crate::processing::heartbeat;
 use crate::processing::processor::{Delivery, ProcessorError};
 use crate::store::Codec;
 
@@ -84,6 +85,8 @@ pub(crate) struct NativeHandler {
     codec: Codec,
     emitter: Emitter,
     pub(crate) abilities: Abilities,
+    /// How long the handler may take for what it is handed.
+    time_max: Duration,
     /// `None` after a failure, because the instance may remember what was not committed.
     instance: Option<Instance>,
 }
@@ -103,7 +106,13 @@ pub(crate) struct CarriedOut {
 impl NativeHandler {
     pub(super) fn new(factory: HandlerFactory, codec: Codec, emitter: Emitter, abilities: Abilities) -> Self {
         let emitter = emitter.with_codec(codec.clone());
-        Self { factory, codec, emitter, abilities, instance: None }
+        Self { factory, codec, emitter, abilities, time_max: Duration::MAX, instance: None }
+    }
+
+    /// The same handler, which is given up when it takes longer.
+    #[must_use]
+    pub(super) fn within(self, time_max: Duration) -> Self {
+        Self { time_max, ..self }
     }
 
     /// Lets go of the instance, because it may remember what was not committed.
@@ -124,8 +133,8 @@ impl NativeHandler {
         self.before_decoding(events, unreadable.as_ref()).await?;
         let unreadable = self.decode(events, unreadable);
         let readable = &events[..unreadable.as_ref().map_or(events.len(), |(place, _)| *place)];
-        let Self { factory, codec, emitter, abilities, .. } = &*self;
-        let means = Means { factory, emitter, codec, abilities: *abilities };
+        let Self { factory, codec, emitter, abilities, time_max, .. } = &*self;
+        let means = Means { factory, emitter, codec, abilities: *abilities, time_max: *time_max };
         let mut handled = match &mut instance {
             Instance::Projector(projector) => project(projector, means, transaction, readable).await?,
             Instance::Reactor(reactor) => react(reactor.as_mut(), means, transaction, readable, time).await?,
@@ -201,6 +210,7 @@ struct Means<'m> {
     emitter: &'m Emitter,
     codec: &'m Codec,
     abilities: Abilities,
+    time_max: Duration,
 }
 
 /// The number of events that were handled, and the failure of the next one, if there is one.
@@ -233,9 +243,14 @@ async fn project(
     if events.is_empty() {
         return Ok(Handled { events: 0, failure: None, effects: Vec::new() });
     }
+    heartbeat::record_at_hand(events[0].id, events.len());
     transaction.savepoint().await?;
     let error = match project_once(projector.as_mut(), means, transaction, events).await {
         Ok(effects) => return Ok(Handled { events: events.len(), failure: None, effects }),
+        Err(error) if events.len() > 1 && error.is::<NotReturned>() => {
+            let failure = Failure::of_processor(error.to_string());
+            return Err(ProcessorError::NotReturned(Box::new(failure)));
+        }
         Err(error) => error,
     };
     let (event_id, failure) = match classify(error) {
@@ -274,14 +289,14 @@ async fn project_once(
         codec: means.codec,
         effects: AskedEffects::new(means.abilities.acts_after_commit),
     };
-    catch_panic(projector.project(events, &mut context)).await?;
+    in_time(means.time_max, catch_panic(projector.project(events, &mut context))).await?;
     Ok(context.effects.asked)
 }
 
 /// Hands the events to the reactor one by one, until one fails or the time is up.
 async fn react(
     reactor: &mut dyn Reactor,
-    Means { emitter, codec, abilities, .. }: Means<'_>,
+    Means { emitter, codec, abilities, time_max, .. }: Means<'_>,
     transaction: &mut dyn Transaction,
     events: &[Delivery],
     time: Duration,
@@ -308,9 +323,12 @@ async fn react(
             emitter,
             effects: AskedEffects::new(abilities.acts_after_commit),
             commands: Commands::new(abilities.gives_commands),
+            instance: None,
         };
-        let outcome = catch_panic(reactor.react(event, &mut context)).await;
-        let ReactorContext { actions, may_have_written, effects: asked, .. } = context;
+        heartbeat::record_at_hand(event.id, 1);
+        let outcome = in_time(time_max, catch_panic(reactor.react(event, &mut context))).await;
+        let ReactorContext { actions, may_have_written, effects: asked, instance, .. } = context;
+        let source = SourceEvent { instance, ..source };
         if let Err(error) = outcome {
             let failure = match classify(error) {
                 Classified::Infrastructure(error) => return Err(error.into()),
@@ -385,6 +403,20 @@ fn blame(error: sqlx::Error, event: &SourceEvent, failure: &Failure) -> Processo
     };
     let failure = Failure { sqlstate: misuse.sqlstate, ..Failure::of_processor(message) };
     ProcessorError::Unattributed(Box::new(event.attribute(failure)))
+}
+
+/// A handler that has not returned in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the handler has not returned within {} s (handler_timeout)", .0.as_secs_f32())]
+struct NotReturned(Duration);
+
+/// Gives a handler up that takes longer.
+async fn in_time(
+    time_max: Duration,
+    work: impl Future<Output = Result<(), HandlerError>>,
+) -> Result<(), HandlerError> {
+    let late = |_elapsed| Err(Box::new(NotReturned(time_max)).into());
+    tokio::time::timeout(time_max, work).await.unwrap_or_else(late)
 }
 
 /// Turns a panic of the handler into an error.

@@ -11,8 +11,8 @@ use crate::handlers::batch::{BatchTransaction, find_misuse};
 use crate::postgres::server_mark;
 use crate::processing::declaration::ProcessorKind;
 use crate::processing::effects::{Effects, NewEffect, RecordedEffects};
-use crate::processing::emission::Emitter;
-use crate::processing::failure::Failure;
+use crate::processing::emission::{Emitter, SourceEvent};
+use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::processor::{
     BatchRequest, Delivery, Outcome, Processor, ProcessorBase, ProcessorError,
 };
@@ -20,8 +20,8 @@ use crate::processing::progress::Progress;
 use crate::processing::tracker::Claim;
 use crate::store::Codec;
 
-/// How long the transaction may be idle while a handler works. Then the server ends it, because the handler seems frozen.
-const IDLE_MAX: Duration = Duration::from_secs(300);
+/// How much longer than a handler may take its transaction may be idle. Then the server ends it, because the process seems frozen.
+const IDLE_MARGIN: Duration = Duration::from_secs(60);
 
 /// A registered processor, ready to run.
 pub(crate) struct NativeProcessor {
@@ -43,6 +43,7 @@ impl NativeProcessor {
         let emitter = Emitter::new(&base.declaration, &base.schema, &base.events);
         let effects = abilities.acts_after_commit.then(|| Effects::new(&base.schema));
         let handler = NativeHandler::new(factory, codec, emitter, abilities);
+        let handler = handler.within(base.declaration.handler_timeout);
         Self { base, handler, effects, effects_pending: false }
     }
 
@@ -53,7 +54,13 @@ impl NativeProcessor {
         codec: Codec,
         abilities: Abilities,
     ) -> Self {
-        Self { effects: None, ..Self::new(base, factory, codec, abilities) }
+        let own = Self::new(base, factory, codec, abilities);
+        Self {
+            effects: None,
+            handler: own.handler.within(Duration::MAX),
+            base: own.base,
+            effects_pending: false,
+        }
     }
 
     /// Handles the events of the request, and records what is to be done once they are committed.
@@ -62,7 +69,8 @@ impl NativeProcessor {
         connection: &mut PgConnection,
         request: &BatchRequest<'_>,
     ) -> Result<Outcome, ProcessorError> {
-        let Some(mut transaction) = BatchTransaction::open(connection, &self.base, request, IDLE_MAX).await?
+        let Some(mut transaction) =
+            BatchTransaction::open(connection, &self.base, request, idle_max(&self.base)).await?
         else {
             return Ok(Outcome::ClaimLost);
         };
@@ -117,6 +125,21 @@ impl Processor for NativeProcessor {
 
     fn hands_out_connection(&self) -> bool {
         true
+    }
+
+    fn shares_process(&self) -> bool {
+        true
+    }
+
+    async fn find_first(
+        &mut self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+    ) -> Result<Option<FailedEvent>, ProcessorError> {
+        let opened = BatchTransaction::open(connection, &self.base, request, idle_max(&self.base)).await?;
+        let Some(mut transaction) = opened else { return Ok(None) };
+        let (events, _) = transaction.read().await?;
+        Ok(events.first().and_then(|first| SourceEvent::of(first).attribute(Failure::of_processor("")).event))
     }
 
     fn has_pending_effects(&self) -> bool {
@@ -177,6 +200,11 @@ impl NativeProcessor {
             None => Outcome::ClaimLost,
         })
     }
+}
+
+/// How long the transaction of a batch may be idle while a handler works.
+fn idle_max(base: &ProcessorBase) -> Duration {
+    base.declaration.handler_timeout + IDLE_MARGIN
 }
 
 /// Records what is to be done after the commit, unless a handler has left no transaction that can be committed.

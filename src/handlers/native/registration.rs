@@ -6,6 +6,7 @@ use crate::event::{EventSet, EventType, PersonalFields};
 use crate::processing::declaration::{
     Approve, BatchLimits, Check, HandledEvents, Handling, Isolation, OnHandlerChange, ProcessorDeclaration,
     ProcessorKind, ProcessorSettings, ReactorDeclaration, SourceText, Start, TableDeclaration,
+    handler_timeout,
 };
 use crate::retry::RetryPolicy;
 use crate::store::{BodyCodec, Codec};
@@ -225,6 +226,7 @@ impl Registration {
             retry: RetryPolicy::default(),
             isolation: Isolation::default(),
             on_handler_change: OnHandlerChange::default(),
+            handler_timeout: handler_timeout(),
             start: None,
             reads: Vec::new(),
             synchronous: None,

@@ -180,6 +180,7 @@ impl Registry {
     ) -> Result<NativeProcessor, String> {
         match self.processors.get(base.name()) {
             Some(Registered { factory, codec, abilities, .. }) => {
+                base.is_workflow = abilities.is_workflow;
                 let database = database.filter(|_| abilities.is_workflow);
                 base.step_records = database.map(|database| record_steps(database, base.name()));
                 Ok(NativeProcessor::new(base, factory.clone(), codec.clone(), *abilities))

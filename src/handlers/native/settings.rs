@@ -62,6 +62,15 @@ impl Registration {
         self
     }
 
+    /// How long a handler may take for what it is handed, 100 ms to 1 h: `project` for a batch, `react` for an event. One that takes
+    /// longer is given up, and has failed. Unless it is said, 5 min. A handler that blocks its thread cannot be given up: its
+    /// worker is ended after `hang_timeout`.
+    #[must_use]
+    pub fn handler_timeout(mut self, time: Duration) -> Self {
+        self.settings.handler_timeout = Some(time);
+        self
+    }
+
     /// When a version of the projector that a daemon has built beside the serving one goes live.
     #[must_use]
     pub fn approve(mut self, approve: Approve) -> Self {
@@ -129,6 +138,7 @@ pub(super) fn find_faults(settings: &ProcessorSettings) -> Vec<String> {
         batch_bytes,
         batch_time,
         batch_span,
+        handler_timeout,
         chain_max,
         retry,
         ..
@@ -144,6 +154,7 @@ pub(super) fn find_faults(settings: &ProcessorSettings) -> Vec<String> {
         outside("batch_bytes", *batch_bytes, 1 << 10..=1 << 30),
         outside("batch_time", *batch_time, Duration::from_millis(10)..=HOUR),
         outside("batch_span", *batch_span, 1..=1_000_000_000),
+        outside("handler_timeout", *handler_timeout, Duration::from_millis(100)..=HOUR),
         outside("chain_max", chain_max.map(i64::from), 1..=10_000),
         outside("retry_delays", retry.initial, Duration::from_millis(1)..=DAY),
         outside("retry_delays", retry.max, Duration::from_millis(1)..=DAY),

@@ -64,9 +64,21 @@ pub(crate) trait Transaction: Send {
 
     async fn load_instance(&mut self, instance: &str) -> Result<Option<WorkflowInstance>, sqlx::Error>;
 
-    async fn save_instance(&mut self, instance: WorkflowInstance) -> Result<(), sqlx::Error>;
+    /// Keeps an instance, and forgets the steps of this event.
+    async fn save_instance(&mut self, instance: WorkflowInstance, done: Uuid) -> Result<(), sqlx::Error>;
 
-    async fn remove_instance(&mut self, instance: &str) -> Result<(), sqlx::Error>;
+    /// Forgets an instance, and the steps of this event.
+    async fn remove_instance(&mut self, instance: &str, done: Uuid) -> Result<(), sqlx::Error>;
+
+    /// Sets the event aside, where it must not overtake a dead letter of its instance. Returns whether there is one.
+    async fn set_aside_behind(&mut self, event: &Event, instance: &str) -> Result<bool, sqlx::Error>;
+
+    /// Whether an event that had failed, and was set aside, is handled again.
+    async fn retries_failed(&mut self) -> Result<bool, sqlx::Error>;
+
+    /// Those of the events with these uuids that the position is beyond although they were not there for the event at hand, which
+    /// was set aside: they never come again.
+    async fn find_passed_over(&mut self, uuids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error>;
 
     /// The result of a step, if it was done.
     async fn find_step(&mut self, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error>;
@@ -77,9 +89,6 @@ pub(crate) trait Transaction: Send {
         step: Step<'_>,
         result: Box<RawValue>,
     ) -> Result<Box<RawValue>, sqlx::Error>;
-
-    /// Forgets the steps of an event, with this transaction.
-    async fn forget_steps(&mut self, event_uuid: Uuid) -> Result<(), sqlx::Error>;
 }
 
 /// The handler wants a connection to PostgreSQL, and the processor runs on a store that has none.
@@ -173,14 +182,26 @@ impl Transaction for BatchTransaction<'_> {
         tables.load(BatchTransaction::connection(self), instance).await
     }
 
-    async fn save_instance(&mut self, instance: WorkflowInstance) -> Result<(), sqlx::Error> {
+    async fn save_instance(&mut self, instance: WorkflowInstance, done: Uuid) -> Result<(), sqlx::Error> {
         let tables = tables(self.base());
-        tables.save(BatchTransaction::connection(self), &instance).await
+        tables.save(BatchTransaction::connection(self), &instance, done).await
     }
 
-    async fn remove_instance(&mut self, instance: &str) -> Result<(), sqlx::Error> {
+    async fn remove_instance(&mut self, instance: &str, done: Uuid) -> Result<(), sqlx::Error> {
         let tables = tables(self.base());
-        tables.remove(BatchTransaction::connection(self), instance).await
+        tables.remove(BatchTransaction::connection(self), instance, done).await
+    }
+
+    async fn set_aside_behind(&mut self, event: &Event, instance: &str) -> Result<bool, sqlx::Error> {
+        self.set_aside_behind_instance(event, instance).await
+    }
+
+    async fn retries_failed(&mut self) -> Result<bool, sqlx::Error> {
+        self.is_of_failed_dead_letter().await
+    }
+
+    async fn find_passed_over(&mut self, uuids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+        BatchTransaction::find_passed_over(self, uuids).await
     }
 
     async fn find_step(&mut self, step: Step<'_>) -> Result<Option<Box<RawValue>>, sqlx::Error> {
@@ -195,15 +216,15 @@ impl Transaction for BatchTransaction<'_> {
     ) -> Result<Box<RawValue>, sqlx::Error> {
         let base = self.base();
         match &base.step_records {
-            Some(pool) => tables(base).record_step(pool, step, &result).await,
+            Some(pool) => {
+                let trackers = base.trackers();
+                let recorded = tables(base).record_step(pool, trackers.table(), step, &result).await?;
+                // Whoever has handled the event meanwhile leaves this transaction nothing to commit.
+                Ok(recorded.unwrap_or(result))
+            }
             // It is only handed batches by a test, which kills nobody between steps.
             None => Ok(result),
         }
-    }
-
-    async fn forget_steps(&mut self, event_uuid: Uuid) -> Result<(), sqlx::Error> {
-        let tables = tables(self.base());
-        tables.forget_steps(BatchTransaction::connection(self), event_uuid).await
     }
 }
 

@@ -87,6 +87,8 @@ pub struct WorkflowContext<'w, 'r> {
     kept: WorkflowInstance,
     /// The names of the steps so far.
     steps: HashSet<String>,
+    /// The time-outs that were asked for, by the uuids of their events.
+    asked: HashSet<Uuid>,
     is_forgotten: bool,
 }
 
@@ -136,8 +138,8 @@ impl WorkflowContext<'_, '_> {
         if !self.steps.insert(name.to_owned()) {
             return Err(format!("there are two steps {name} for one event: give them two names").into());
         }
-        let event_uuid = self.reactor.event.uuid;
-        let step = Step { instance: &self.kept.instance, event_uuid, name };
+        let (event_id, event_uuid) = (self.reactor.event.id, self.reactor.event.uuid);
+        let step = Step { instance: &self.kept.instance, event_id, event_uuid, name };
         if let Some(done) = self.reactor.transaction.find_step(step).await? {
             return read_step(name, done.get());
         }
@@ -161,7 +163,7 @@ impl WorkflowContext<'_, '_> {
         let metadata = to_raw_value(&Marked { workflow: self.kept.instance.clone() })?;
         let reactor = &mut *self.reactor;
         let stream = stream_of(reactor.emitter.reactor(), &self.kept.instance);
-        let is_emission = |action: &&Action| matches!(action, Action::Emit(_));
+        let is_emission = |action: &&Action| matches!(action, Action::Emit(_) | Action::EmitAs(..));
         let ordinal = reactor.actions.iter().filter(is_emission).count() as u32 + 1;
         let uuid = reactor.emitter.identify(reactor.source, ordinal);
         let key = Some(key_of(&self.kept.instance, E::NAME));
@@ -169,7 +171,43 @@ impl WorkflowContext<'_, '_> {
             Emission { due: Due::after(delay)?, key, metadata: Some(metadata), ..emission(stream, body)? };
         reactor.emit_untyped(emission);
         self.kept.timeouts.insert(E::NAME.to_owned(), uuid);
+        self.asked.insert(uuid);
         Ok(())
+    }
+
+    /// Has time-outs come anew that have come before, while the event that asks for them was set aside: the workflow has passed them over
+    /// then, and its position is beyond them.
+    async fn renew_passed_over(&mut self) -> Result<(), HandlerError> {
+        loop {
+            let awaited = self.kept.timeouts.values().filter(|uuid| self.asked.contains(*uuid)).copied();
+            let awaited: Vec<Uuid> = awaited.collect();
+            let passed_over = self.reactor.transaction.find_passed_over(&awaited).await?;
+            if passed_over.is_empty() {
+                return Ok(());
+            }
+            for uuid in passed_over {
+                self.rename_timeout(uuid);
+            }
+        }
+    }
+
+    /// Gives the event of a time-out that was asked for another uuid.
+    fn rename_timeout(&mut self, uuid: Uuid) {
+        let renamed = Uuid::new_v5(&uuid, b"espd/passed over");
+        let Self { reactor, kept, asked, .. } = self;
+        let Some((name, awaited)) = kept.timeouts.iter_mut().find(|(_, awaited)| **awaited == uuid) else {
+            return;
+        };
+        let key = Some(key_of(&kept.instance, name));
+        let action = reactor.actions.iter_mut().rev().find(|action| {
+            matches!(action, Action::Emit(emission) | Action::EmitAs(_, emission) if emission.key == key)
+        });
+        if let Some(Action::Emit(emission) | Action::EmitAs(_, emission)) = action.as_deref() {
+            let renewed = Action::EmitAs(renamed, emission.clone());
+            action.map(|action| *action = renewed);
+        }
+        *awaited = renamed;
+        asked.insert(renamed);
     }
 
     /// Waits no longer for an event of type `E`. One that has come already, and is not handled yet, is passed over.
@@ -245,17 +283,34 @@ impl<W: Workflow> WorkflowReactor<W> {
         let Some(instance) = of_timeout.or_else(|| self.0.instance(event)) else { return Ok(None) };
         check_instance(&instance)?;
         context.begin_writing().await?;
+        context.instance = Some(instance.clone());
+        if context.transaction.set_aside_behind(event, &instance).await? {
+            return Ok(None);
+        }
         let found = context.transaction.load_instance(&instance).await?;
-        Ok(match found {
-            Some(kept) if kept.has_ended => None,
+        let why = match found {
+            Some(kept) if kept.has_ended => {
+                format!("has ended with event {} ({})", kept.last_event_id, kept.last_event_type)
+            }
             Some(mut kept) if is_timeout => {
                 let is_awaited = kept.timeouts.remove(&event.event_type) == Some(event.uuid);
-                is_awaited.then_some(kept)
+                if is_awaited {
+                    return Ok(Some(kept));
+                }
+                format!("has gone on since, to event {} ({})", kept.last_event_id, kept.last_event_type)
             }
-            Some(kept) => Some(kept),
-            None if is_timeout || !self.0.begins(event) => None,
-            None => Some(new_instance(instance, &W::State::default())?),
-        })
+            Some(kept) => return Ok(Some(kept)),
+            None if is_timeout || !self.0.begins(event) => "is not there".to_owned(),
+            None => return Ok(Some(new_instance(instance, &W::State::default())?)),
+        };
+        if context.transaction.retries_failed().await? {
+            // The operator who has asked for it expects that it is handled.
+            return Err(format!(
+                "instance {instance} {why}, so the event is passed over, and nothing was done: discard the dead letter"
+            )
+            .into());
+        }
+        Ok(None)
     }
 }
 
@@ -297,23 +352,22 @@ impl<W: Workflow> Reactor for WorkflowReactor<W> {
         let Some(kept) = self.find(event, context).await? else { return Ok(()) };
         let mut state: W::State = serde_json::from_str(kept.state.get())
             .map_err(|error| format!("the state of instance {} cannot be read: {error}", kept.instance))?;
-        let mut own = WorkflowContext { reactor: context, kept, steps: HashSet::new(), is_forgotten: false };
+        let (steps, asked) = (HashSet::new(), HashSet::new());
+        let mut own = WorkflowContext { reactor: context, kept, steps, asked, is_forgotten: false };
         self.0.handle(event, &mut state, &mut own).await?;
-        let WorkflowContext { reactor: context, mut kept, steps, is_forgotten } = own;
-        if context.transaction.has_ended().await? {
+        if own.reactor.transaction.has_ended().await? {
             return Err(ended().message.into());
         }
-        if !steps.is_empty() {
-            context.transaction.forget_steps(event.uuid).await?;
-        }
+        own.renew_passed_over().await?;
+        let WorkflowContext { reactor: context, mut kept, is_forgotten, .. } = own;
         if is_forgotten {
-            return Ok(context.transaction.remove_instance(&kept.instance).await?);
+            return Ok(context.transaction.remove_instance(&kept.instance, event.uuid).await?);
         }
         kept.state = to_kept_json(&state)
             .map_err(|error| format!("the state of instance {} is not kept: {error}", kept.instance))?;
         kept.events += 1;
         (kept.last_event_id, kept.last_event_type) = (event.id, event.event_type.clone());
-        Ok(context.transaction.save_instance(kept).await?)
+        Ok(context.transaction.save_instance(kept, event.uuid).await?)
     }
 
     async fn after_commit(&mut self, effect: &Effect) -> Result<(), HandlerError> {

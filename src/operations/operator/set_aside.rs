@@ -1,11 +1,19 @@
 //! Setting one event aside at once, whatever the policy of its processor says.
 
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::{Operator, OperatorError};
 use crate::event::{Event, Position};
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::failure::{FailedEvent, Failure};
-use crate::processing::tracker::TrackerRow;
+use crate::processing::tracker::{ProcessorKey, TrackerRow};
 use crate::store::EventStore as _;
+
+/// How long the batch at hand may keep an operator waiting who sets an event aside. Then it is ended, and handled again.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An event that an operator wants set aside.
 #[derive(Debug)]
@@ -45,12 +53,26 @@ impl Operator<'_> {
         let ToSetAside { row, failure, event } = wanted;
         let table = DeadLetters::new(&self.trackers());
         let mut connection = self.databases.projections.acquire().await?;
-        let done = table.set_aside_now(&mut connection, &row.key(), &failure, blocks, self.name).await?;
+        let key = row.key();
+        let mut setting = pin!(table.set_aside_now(&mut connection, &key, &failure, blocks, self.name));
+        let done = loop {
+            match timeout(PATIENCE, &mut setting).await {
+                Ok(done) => break done?,
+                // Where this role may not end it, the batch is waited for.
+                Err(_) => drop(self.end_batch(&key).await),
+            }
+        };
         if !done {
             return Err(OperatorError::AlreadyHandled { name: row.name, event_id: event.id });
         }
         self.databases.notify_runners().await;
         Ok(event)
+    }
+
+    /// Ends the batch that holds the tracker: its handler may not return before somebody sets the event aside.
+    async fn end_batch(&self, key: &ProcessorKey) -> Result<bool, OperatorError> {
+        let mut connection = self.databases.projections.acquire().await?;
+        Ok(self.trackers().end_batch(&mut *connection, key).await?)
     }
 
     /// Why the event is set aside: the failure that the tracker has of it, or else that an operator wants it.

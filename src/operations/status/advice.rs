@@ -160,7 +160,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         of_rows_that_differ(status),
         of_rows_not_verified(status, surroundings.now),
         of_handler_change(status, surroundings.now),
-        of_other_version(status, surroundings),
+        of_other_version(status, surroundings).map(|advice| not_synchronous(advice, surroundings)),
         holders::of_horizon(status, surroundings.now),
     ];
     let mut advice: Vec<Advice> = parts.into_iter().flatten().collect();
@@ -270,6 +270,18 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         format!("Version {declared} was superseded: declare version {version}, {back}.")
     };
     Some(Advice::new(Topic::OtherVersion, problem, None, remedy))
+}
+
+/// The advice about another version, which also keeps a projector from becoming synchronous.
+fn not_synchronous(advice: Advice, surroundings: Surroundings<'_>) -> Advice {
+    if !surroundings.is_not_yet_synchronous {
+        return advice;
+    }
+    let problem = format!(
+        "{} It is declared synchronous, and is not before the declared version serves.",
+        advice.problem
+    );
+    Advice { problem, ..advice }
 }
 
 /// A version that nothing is handled without, because the handlers of the one that serves are not there any more.

@@ -16,6 +16,7 @@ fn declared(columns: &str, handler: &str, ddl: &[&str]) -> ProcessorDeclaration 
         retry: Default::default(),
         isolation: Default::default(),
         on_handler_change: Default::default(),
+        handler_timeout: Default::default(),
         start: None,
         reads: vec![],
         synchronous: None,

@@ -14,8 +14,11 @@ use crate::processing::failure::Failure;
 use crate::processing::tracker::ProcessorKey;
 
 /// The columns of a [`DeadLetter`].
-const COLUMNS: &str = "processor, version, partition, event_id, event_uuid, event_type, aggregate_id, reason, blocks, \
+const COLUMNS: &str = "processor, version, partition, event_id, event_uuid, event_type, aggregate_id, instance, reason, blocks, \
      failure, attempts, set_aside_at, tried_at, retry_requested_at, replaying";
+
+/// What later events wait behind: the instance of a workflow, or else the aggregate.
+const LINE: &str = "coalesce(instance, aggregate_id)";
 
 /// A retry of dead letters that the owner of a processor was asked for.
 #[derive(Debug, Clone)]
@@ -114,7 +117,7 @@ impl DeadLetters {
             "-- find_dead_letters_around
              with line as (
                select event_id, blocks from {schema}.dead_letters
-               where {is_processor} and aggregate_id = {aggregate_id}
+               where {is_processor} and {LINE} = {line}
              )
              select (select min(event_id) from line where event_id < {id} and blocks) as waits_for,
                     (select count(*) from line where event_id > {id} and {blocks}) as waiting,
@@ -122,7 +125,7 @@ impl DeadLetters {
                       as waiting_event_ids",
             schema = self.schema,
             is_processor = dead_letter.key().is_processor(),
-            aggregate_id = quote_literal(&dead_letter.aggregate_id.to_string()),
+            line = quote_literal(&dead_letter.line()),
             id = dead_letter.event_id,
             blocks = dead_letter.blocks,
         );
@@ -162,15 +165,15 @@ impl DeadLetters {
         let statement = format!(
             "-- request_retry_of_dead_letters
              with judged as materialized ({judged}),
-             -- The first in the line of each aggregate that others wait behind.
+             -- The first in each line that others wait behind.
              heads as materialized (
-               select distinct on (version, partition, aggregate_id) version, partition, aggregate_id, event_id, meant
-               from judged where blocks order by version, partition, aggregate_id, event_id
+               select distinct on (version, partition, line) version, partition, line, event_id, meant
+               from judged where blocks order by version, partition, line, event_id
              ),
              lined_up as materialized (
                select version, partition, j.event_id, j.meant,
                       case when h.event_id < j.event_id then h.meant else j.meant end as chosen
-               from judged as j left join heads as h using (version, partition, aggregate_id)
+               from judged as j left join heads as h using (version, partition, line)
              ),
              picked as (select version, partition, event_id from lined_up where chosen)
              select r.requested_at as at, r.requested as events,
@@ -184,15 +187,15 @@ impl DeadLetters {
         query.bind(processor).bind(operator).fetch_one(connection).await
     }
 
-    /// Returns the query of all dead letters of processor `$1` in the aggregates of the selected ones. Its column `meant` says
+    /// Returns the query of all dead letters of processor `$1` in the lines of the selected ones. Its column `meant` says
     /// which are selected.
     fn judged(&self, selection: &Selection) -> String {
         let condition = selection.condition();
         format!(
-            "select version, partition, aggregate_id, event_id, blocks, coalesce({condition}, false) as meant
+            "select version, partition, {LINE} as line, event_id, blocks, coalesce({condition}, false) as meant
              from {schema}.dead_letters as d
-             where processor = $1 and aggregate_id in (
-               select aggregate_id from {schema}.dead_letters as d where processor = $1 and {condition})",
+             where processor = $1 and {LINE} in (
+               select {LINE} from {schema}.dead_letters as d where processor = $1 and {condition})",
             schema = self.schema
         )
     }
@@ -278,10 +281,10 @@ impl DeadLetters {
             "-- count_dead_letters_left_behind
              with judged as materialized ({}),
              heads as materialized (
-               select version, partition, aggregate_id, min(event_id) as event_id
-               from judged where meant and blocks group by version, partition, aggregate_id
+               select version, partition, line, min(event_id) as event_id
+               from judged where meant and blocks group by version, partition, line
              )
-             select count(*) from judged as j join heads as h using (version, partition, aggregate_id)
+             select count(*) from judged as j join heads as h using (version, partition, line)
              where not j.meant and j.event_id > h.event_id",
             self.judged(selection)
         );

@@ -5,7 +5,7 @@ use std::fs;
 use uuid::Uuid;
 
 use super::{HandledEvents, Handling, ProcessorDeclaration, ProgramDeclaration, SourceText};
-use crate::store::upcast::Upcast;
+use crate::store::upcast::{Upcast, stored_types};
 
 /// Separates parts, which may contain anything else.
 const SEPARATOR: &str = "\u{1}";
@@ -29,6 +29,32 @@ impl ProcessorDeclaration {
         };
         parts.extend(upcasts.iter().map(upcast_part));
         Some(hash(&parts.join(SEPARATOR)))
+    }
+}
+
+/// What a fingerprint begins with that is only of how old events are read.
+const READING: &str = "upcasts ";
+
+/// Whether two fingerprints that were noted are of the same kind, so that they can be compared.
+pub(crate) fn are_comparable(one: &str, other: &str) -> bool {
+    one.starts_with(READING) == other.starts_with(READING)
+}
+
+impl ProcessorDeclaration {
+    /// Returns the fingerprint that an owner notes, and the next one compares: of the handlers; of those in Rust, which change with each
+    /// build of their program, how the events that they handle are read.
+    pub(crate) fn noted_fingerprint(&self, upcasts: &[Upcast]) -> Option<String> {
+        let Handling::Native(events) = &self.handling else { return self.handler_fingerprint(upcasts) };
+        let types = events.types();
+        let stored = types.map(|types| stored_types(upcasts, types));
+        let concerns = |upcast: &&Upcast| {
+            let is_read = |event_type: &String| {
+                stored.as_ref().is_none_or(|stored| stored.contains(&event_type.as_str()))
+            };
+            upcast.events.iter().any(is_read)
+        };
+        let parts: Vec<String> = upcasts.iter().filter(concerns).map(upcast_part).collect();
+        Some(format!("{READING}{}", hash(&parts.join(SEPARATOR))))
     }
 }
 

@@ -15,6 +15,7 @@ pub struct ProcessorSettings {
     pub(crate) batch_span: Option<i64>,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) on_handler_change: Option<OnHandlerChange>,
+    pub(crate) handler_timeout: Option<Duration>,
     pub(crate) start: Option<Start>,
     pub(crate) aggregate_column: Option<String>,
     pub(crate) approve: Option<Approve>,
@@ -46,6 +47,7 @@ impl ProcessorSettings {
             batch_span: self.batch_span.or(other.batch_span),
             isolation: self.isolation.or_else(|| other.isolation.clone()),
             on_handler_change: self.on_handler_change.or(other.on_handler_change),
+            handler_timeout: self.handler_timeout.or(other.handler_timeout),
             start: self.start.or(other.start),
             aggregate_column: self.aggregate_column.or_else(|| other.aggregate_column.clone()),
             approve: self.approve.or(other.approve),
@@ -83,6 +85,7 @@ impl ProcessorSettings {
         set(&mut retry.on_failure, self.retry.on_failure);
         set(&mut declaration.isolation, self.isolation.clone());
         set(&mut declaration.on_handler_change, self.on_handler_change);
+        set(&mut declaration.handler_timeout, self.handler_timeout);
         declaration.start = self.start.or(declaration.start);
         set(&mut declaration.approve, self.approve);
         declaration.aggregate_column =

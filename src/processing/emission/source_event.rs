@@ -20,6 +20,8 @@ pub(crate) struct SourceEvent {
     pub(crate) depth: u32,
     /// Whether the event was handled before a reset, so that nothing is emitted for it again.
     pub(crate) replaying: bool,
+    /// The instance of a workflow that the event belongs to, once that is known.
+    pub(crate) instance: Option<String>,
 }
 
 impl SourceEvent {
@@ -33,12 +35,14 @@ impl SourceEvent {
             correlation_id: event.correlation_id.unwrap_or(event.uuid),
             depth: depth(event),
             replaying: *replaying,
+            instance: None,
         }
     }
 
     /// Attributes a failure to this event.
     pub(crate) fn attribute(&self, failure: Failure) -> Failure {
         let Self { id, uuid, ref aggregate_id, .. } = *self;
+        let failure = Failure { instance: self.instance.clone(), ..failure };
         failure.attribute(FailedEvent {
             id,
             uuid,

@@ -50,6 +50,8 @@ pub struct ProcessorBase {
     /// Where the processor's tables are, and what SQL means there.
     pub(crate) scope: SqlScope,
     pub(crate) events: Events,
+    /// Whether the events belong to instances, which only the handler knows.
+    pub(crate) is_workflow: bool,
     /// Where the steps of a workflow are recorded, each at once; `None`: it is no workflow.
     pub(crate) step_records: Option<PgPool>,
     /// Bytes of an event, as those of the last batch that was read had them; 0: none was read.
@@ -64,7 +66,15 @@ impl ProcessorBase {
         events: Events,
     ) -> Self {
         let (schema, scope) = (schema.to_owned(), scope.into());
-        Self { declaration, schema, scope, events, step_records: None, event_bytes: AtomicI64::new(0) }
+        Self {
+            declaration,
+            schema,
+            scope,
+            events,
+            is_workflow: false,
+            step_records: None,
+            event_bytes: AtomicI64::new(0),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -103,6 +113,11 @@ impl ProcessorBase {
     /// A fingerprint of what handles the events now; `None`: it is not known.
     pub(crate) fn handler_fingerprint(&self) -> Option<String> {
         self.declaration.handler_fingerprint(self.events.layout().upcasts())
+    }
+
+    /// The fingerprint that an owner notes: see [`ProcessorDeclaration::noted_fingerprint`].
+    pub(crate) fn noted_fingerprint(&self) -> Option<String> {
+        self.declaration.noted_fingerprint(self.events.layout().upcasts())
     }
 
     /// Where the processor begins as it is declared.

@@ -80,9 +80,9 @@ impl From<ProcessorError> for ReplayError {
                 Self::Blocked("the program has changed while the version was built: begin again".to_owned())
             }
             ProcessorError::Diverged => Self::Diverged,
-            ProcessorError::Unattributed(failure) | ProcessorError::StaleSession(failure) => {
-                Self::Failed(failure)
-            }
+            ProcessorError::Unattributed(failure)
+            | ProcessorError::NotReturned(failure)
+            | ProcessorError::StaleSession(failure) => Self::Failed(failure),
             ProcessorError::Database(error) => Self::Database(error),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::event::Position;
 use crate::processing::declaration::BatchLimits;
@@ -35,6 +35,11 @@ impl Runner {
         // Nothing has been waited for since the horizon was read, so the two belong together.
         let mark = self.subscription.mark();
         let upto = self.beyond_empty_ids(connection, upto).await?;
+        if self.caution.is_on()
+            && let Some(next) = self.note_next(connection, upto).await?
+        {
+            return Ok(next);
+        }
         let Phase::Following(following) = &self.phase else { return Ok(Next::Again) };
         let (begun, limits) = (Instant::now(), self.limits(following));
         self.batch_began = Some(begun);
@@ -106,6 +111,10 @@ impl Runner {
         if let Some(decision) = doubt_session(error.of_session(), self.session_is_renewed) {
             return self.act(connection, decision).await;
         }
+        if let ProcessorError::NotReturned(failure) = &error {
+            warn!(processor = self.name, error = %failure, "a batch is given up: its events are handled one by one");
+            self.caution.begin(size);
+        }
         self.narrow_down(&error);
         self.shorten_batches(&error, size, begun.elapsed());
         let decision = decide(error, Attempt::Batch { size, retry: &self.retry });
@@ -157,6 +166,7 @@ impl Runner {
     pub(super) fn limits(&self, following: &Following) -> BatchLimits {
         let limits = self.grown_limits(following);
         let size = following.size(&limits).min(self.cut_off.size_max());
+        let size = if self.caution.is_on() { 1 } else { size };
         BatchLimits { size, time: self.cut_off.time(limits.time), ..limits }
     }
 
@@ -213,6 +223,7 @@ impl Runner {
         let Phase::Following(following) = &mut self.phase else { return };
         self.rate.count(following.advance(position, seen), begun, Instant::now());
         following.bisection.passed(handled.into());
+        self.caution.passed(handled.into());
         self.session_is_renewed &= handled == 0;
         if handled > 0 || seen == position {
             let duration_ms = begun.elapsed().as_millis() as u64;

@@ -92,6 +92,7 @@ impl Runner {
         } else {
             debug!(processor = self.name, position, epoch, "claimed");
         }
+        self.take_care(&claim);
         // Operators may have asked for something while nobody owned the tracker.
         self.expect_news();
         self.batch_at = Instant::now();

@@ -34,6 +34,7 @@ impl Runner {
         }
         following.claim.position = id;
         following.bisection.passed(1);
+        self.caution.passed(1);
         self.outage.over();
         self.retry.succeeded();
         announce_set_aside(&self.name, &dead_letter.failure, attempts);
@@ -59,6 +60,9 @@ impl Runner {
                 let decision = decide(error.into(), Attempt::DeadLetter(id));
                 return self.act(connection, decision).await;
             }
+        }
+        if let Some(next) = self.note_dead_letter(connection, id).await? {
+            return Ok(next);
         }
         let Some(following) = self.phase.following_mut() else { return Ok(Next::Again) };
         let request = BatchRequest {

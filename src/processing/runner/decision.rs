@@ -65,8 +65,8 @@ pub(crate) fn doubt_session(failure: Option<Failure>, is_renewed: bool) -> Optio
 /// What to do about an error.
 pub(crate) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
     use ProcessorError::{
-        AwaitsVersion, Blocked, ClaimLost, Database, Diverged, OtherHandlers, StaleSession, Unattributed,
-        Unavailable,
+        AwaitsVersion, Blocked, ClaimLost, Database, Diverged, NotReturned, OtherHandlers, StaleSession,
+        Unattributed, Unavailable,
     };
     match (error, attempt) {
         (StaleSession(failure), _) => Decision::RenewSession(*failure),
@@ -82,17 +82,23 @@ pub(crate) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
         (Blocked(message), Attempt::Prepare | Attempt::Batch { .. }) => Decision::Block { message },
         // The database refuses what the processor is made of: trying again would only hide it.
         (Database(error), Attempt::Prepare) => Decision::Block { message: describe(&error) },
-        (Unattributed(failure), Attempt::Prepare) => Decision::Block { message: failure.message },
+        (Unattributed(failure) | NotReturned(failure), Attempt::Prepare) => {
+            Decision::Block { message: failure.message }
+        }
 
-        (Unattributed(failure), Attempt::Batch { size, .. }) if size > 1 => Decision::Bisect(*failure),
-        (Unattributed(failure), Attempt::Batch { retry, .. }) => decide_failure(*failure, retry),
+        (Unattributed(failure) | NotReturned(failure), Attempt::Batch { size, .. }) if size > 1 => {
+            Decision::Bisect(*failure)
+        }
+        (Unattributed(failure) | NotReturned(failure), Attempt::Batch { retry, .. }) => {
+            decide_failure(*failure, retry)
+        }
         (Database(error), Attempt::Batch { retry, .. }) => {
             decide_failure(Failure::of_database(&error), retry)
         }
 
         (error, Attempt::DeadLetter(event_id)) => {
             let failure = match error {
-                Unattributed(failure) => *failure,
+                Unattributed(failure) | NotReturned(failure) => *failure,
                 Database(error) => Failure::of_database(&error),
                 Blocked(message) => Failure::of_processor(message),
                 other => Failure::of_processor(other.to_string()),
@@ -173,6 +179,7 @@ mod tests {
         let at_7: Error = || ProcessorError::Unattributed(Box::new(at_event(7)));
         let away: Error =
             || ProcessorError::Unavailable { message: "x".into(), wait: Some(Duration::from_secs(9)) };
+        let late: Error = || ProcessorError::NotReturned(Box::new(Failure::of_processor("no")));
         let gone: Error = || sqlx::Error::PoolTimedOut.into();
 
         let policy = retry(OnFailure::Stop);
@@ -204,6 +211,8 @@ mod tests {
             (at_7, batch(9), "bisect, event 7 (A): no"),
             (at_7, batch(1), "stop, event 7 (A): no"),
             (at_7, Attempt::DeadLetter(7.into()), "keep 7, event 7 (A): no"),
+            (late, batch(9), "bisect, no"),
+            (late, Attempt::DeadLetter(7.into()), "keep 7, no"),
         ];
         for (error, attempt, expected) in cases {
             assert_eq!(in_words(&decide(error(), attempt)), expected, "{:?}, {attempt:?}", error());

@@ -198,7 +198,7 @@ impl Runner {
     }
 
     /// Stops at an event whose attempts are used up. Those before it are committed.
-    async fn stop_at(
+    pub(super) async fn stop_at(
         &mut self,
         connection: &mut PgConnection,
         failure: &Failure,

@@ -19,7 +19,7 @@ impl Runner {
     pub(super) fn find_handlers(&self, claim: &Claim) -> Option<String> {
         // The handlers of an older version go on until a rebuild has made the declared one.
         let is_declared = claim.key.version == self.key.version;
-        is_declared.then(|| self.processor.base().handler_fingerprint()).flatten()
+        is_declared.then(|| self.processor.base().noted_fingerprint()).flatten()
     }
 
     /// Stops or rebuilds the processor if its handlers, which are the `present` ones, have changed and the declaration says so.

@@ -51,6 +51,8 @@ pub struct Claim {
     pub failed: bool,
     /// Whether the store is not the one that was followed, so that nothing is handled until an operator acts.
     pub diverged: bool,
+    /// Whether the last owner has not released the tracker: its worker has ended, or it was frozen.
+    pub unreleased: bool,
     /// When the server that has made the claim was started, in microseconds since 1970. A claim ends with its server: a
     /// crash may have made it forget what depends on the claim.
     pub server_start: i64,
@@ -75,6 +77,7 @@ impl Claim {
             retry_in_seconds: None,
             failed: false,
             diverged: false,
+            unreleased: false,
             server_start: 0,
         }
     }
@@ -120,6 +123,7 @@ impl<'r> FromRow<'r, PgRow> for Claim {
             retry_in_seconds: row.try_get("retry_in_seconds")?,
             failed: row.try_get("failed")?,
             diverged: row.try_get("diverged")?,
+            unreleased: row.try_get("unreleased")?,
             server_start: row.try_get("server_start")?,
         })
     }
@@ -158,7 +162,7 @@ impl Trackers {
         let statement = format!(
             "-- claim_tracker
              with free as (
-               select name, version, partition,
+               select name, version, partition, owner is not null as unreleased,
                       (select d.fingerprint from {schema}.declarations as d
                        where d.processor = t.name and d.version = t.version) as declaration
                from {trackers} as t
@@ -180,7 +184,7 @@ impl Trackers {
                  backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
                  updated_at = clock_timestamp()
              from free where t.name = free.name and t.version = free.version and t.partition = free.partition
-             returning t.name, t.version, t.partition, epoch, position, free.declaration, handlers,
+             returning t.name, t.version, t.partition, epoch, position, free.declaration, free.unreleased, handlers,
                        paused_at is not null as paused, attempts, last_error,
                        extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds,
                        failed_at is not null as failed, diverged is not null as diverged, {SERVER_START} as server_start,

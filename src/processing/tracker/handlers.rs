@@ -8,6 +8,7 @@ use super::{Claim, Trackers, is_claimed};
 use crate::event::Position;
 use crate::postgres::literal::simple;
 use crate::postgres::quote::quote_literal;
+use crate::processing::declaration::are_comparable;
 
 /// An owner came whose handlers were not those of the last one. The field names are an interface: `espctl status --json`
 /// prints them.
@@ -34,7 +35,7 @@ impl Claim {
 
 /// Whether there were other handlers `last` than the `present` ones, and they have handled events.
 pub(super) fn have_changed(last: Option<&str>, present: &str, position: Position) -> bool {
-    position > Position::START && last.is_some_and(|last| last != present)
+    position > Position::START && last.is_some_and(|last| last != present && are_comparable(last, present))
 }
 
 impl Trackers {

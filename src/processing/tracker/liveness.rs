@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgExecutor, Row as _};
+use sqlx::{FromRow as _, PgExecutor, Row as _};
 
 use super::{Claim, Owner, ProcessorKey, Trackers};
 use crate::postgres::literal::{fetch_optional, interval, simple};
@@ -42,6 +42,17 @@ pub struct CurrentOwner {
 }
 
 from_row!(CurrentOwner { label, ours, seconds_left, late, frozen_backend, version, superseded });
+
+/// What a sign of life has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Liveness {
+    /// Whether the claim is valid.
+    pub is_valid: bool,
+    /// Whether a session locks the row.
+    pub at_work: bool,
+}
+
+from_row!(Liveness { is_valid, at_work });
 
 impl Trackers {
     /// Returns the condition that the owner of the row `t` has recorded its liveness, and that the record is still valid.
@@ -152,15 +163,35 @@ impl Trackers {
         row.map_or(Ok(false), |row| row.try_get("ended"))
     }
 
-    /// Records that the owner of `claim` is alive, for a lease from now. Returns whether a session locks the row, as a running
-    /// batch does.
+    /// Ends the session of the batch that holds the row, whatever it is about: it is rolled back, and handled again. Returns whether there
+    /// was one.
+    ///
+    /// # Errors
+    /// SQLSTATE `42501` if the role may not end it.
+    pub(crate) async fn end_batch(
+        &self,
+        connection: impl PgExecutor<'_>,
+        key: &ProcessorKey,
+    ) -> Result<bool, sqlx::Error> {
+        let statement = format!(
+            "-- end_batch
+             select coalesce(pg_terminate_backend({HOLDER}), false) as ended from {} as t where {}",
+            self.table,
+            key.is_tracker()
+        );
+        let row = simple(statement).fetch_optional(connection).await?;
+        row.map_or(Ok(false), |row| row.try_get("ended"))
+    }
+
+    /// Records that the owner of `claim` is alive, for a lease from now. Returns whether the claim is still valid, and whether a session
+    /// locks the row, as a running batch does.
     pub async fn record_liveness(
         &self,
         connection: impl PgExecutor<'_>,
         claim: &Claim,
         owner: &Owner,
         lease: Duration,
-    ) -> Result<bool, sqlx::Error> {
+    ) -> Result<Liveness, sqlx::Error> {
         let statement = format!(
             "-- record_liveness
              insert into {schema}.signs_of_life (name, version, partition, owner, owner_label, epoch, lives_until)
@@ -171,7 +202,7 @@ impl Trackers {
                select from {trackers} as t
                join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.transactionid = t.xmax
                where {is_tracker}
-             ) as at_work",
+             ) as at_work, exists (select from {trackers} as t where {is_tracker} and t.epoch = {epoch}) as is_valid",
             schema = self.schema,
             trackers = self.table,
             key = claim.key.arguments(),
@@ -181,6 +212,6 @@ impl Trackers {
             epoch = claim.epoch,
             lease = interval(lease)
         );
-        simple(statement).fetch_one(connection).await?.try_get("at_work")
+        Liveness::from_row(&simple(statement).fetch_one(connection).await?)
     }
 }

@@ -7,6 +7,8 @@ mod emitting;
 mod folding;
 mod huge;
 mod in_process;
+mod not_returning;
+mod parking;
 mod personal_data;
 mod renamed;
 mod settings;

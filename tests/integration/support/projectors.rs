@@ -40,6 +40,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         retry: RetryPolicy::default(),
         isolation: Isolation::default(),
         on_handler_change: OnHandlerChange::default(),
+        handler_timeout: std::time::Duration::from_mins(5),
         start: None,
         reads: vec![],
         synchronous: None,

@@ -12,7 +12,8 @@ use crate::support::facts::reaches;
 use crate::support::program::Installation;
 
 /// What a program may rely on.
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
+    "instance",
     "processor",
     "partition",
     "event_id",
