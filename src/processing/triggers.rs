@@ -1,7 +1,7 @@
 //! Finds out whether the triggers of a synchronous projector have met every event: whoever disables or drops one inserts events that
 //! nobody handles.
 //!
-//! The SQL functions of `migrations/processing/0041_unseen_events.sql` have the rule; batches ask them as well.
+//! The SQL functions of `migrations/processing/0040_unseen_events.sql` have the rule; batches ask them as well.
 
 use sqlx::PgConnection;
 
