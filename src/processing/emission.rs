@@ -222,6 +222,7 @@ fn check_key(key: &str) -> Result<(), String> {
 }
 
 /// Why emissions could not be stored.
+#[expect(clippy::large_enum_variant, reason = "it is made and looked at once")]
 pub(crate) enum EmitError {
     /// The store refuses an emission of the event at this place in the batch.
     Refused { place: usize, failure: Failure },

@@ -24,6 +24,7 @@ pub struct EventError {
 }
 
 /// Whether an error counts against an event.
+#[expect(clippy::large_enum_variant, reason = "it is made and looked at once")]
 #[derive(Debug)]
 pub(super) enum Classified {
     /// The handler could not handle an event. Which one is known if the error names it.

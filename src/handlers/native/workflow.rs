@@ -202,9 +202,10 @@ impl WorkflowContext<'_, '_> {
         let action = reactor.actions.iter_mut().rev().find(|action| {
             matches!(action, Action::Emit(emission) | Action::EmitAs(_, emission) if emission.key == key)
         });
-        if let Some(Action::Emit(emission) | Action::EmitAs(_, emission)) = action.as_deref() {
-            let renewed = Action::EmitAs(renamed, emission.clone());
-            action.map(|action| *action = renewed);
+        if let Some(action) = action
+            && let Action::Emit(emission) | Action::EmitAs(_, emission) = &*action
+        {
+            *action = Action::EmitAs(renamed, emission.clone());
         }
         *awaited = renamed;
         asked.insert(renamed);
