@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::builder::StyledStr;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::registered::add_registered;
@@ -114,21 +115,28 @@ fn command_line(name: &'static str) -> clap::Command {
     rename(command, name)
 }
 
-/// A command whose examples and arguments name this program.
+/// A command whose texts and arguments name this program.
 fn rename(command: clap::Command, name: &str) -> clap::Command {
-    let examples = command.get_after_help().map(|text| renamed(&text.to_string(), name));
+    let own = |text: Option<&StyledStr>| own_text(text, name);
+    let (short, long, examples) =
+        (own(command.get_about()), own(command.get_long_about()), own(command.get_after_help()));
+    let command = match short {
+        Some(text) => command.about(text),
+        None => command,
+    };
+    let command = match long {
+        Some(text) => command.long_about(text),
+        None => command,
+    };
     let command = match examples {
-        Some(examples) => command.after_help(examples),
+        Some(text) => command.after_help(text),
         None => command,
     };
     command.mut_args(|argument| rename_argument(argument, name)).mut_subcommands(|inner| rename(inner, name))
 }
 
 fn rename_argument(argument: clap::Arg, name: &str) -> clap::Arg {
-    let own = |help: Option<&clap::builder::StyledStr>| {
-        help.map(ToString::to_string).filter(|help| help.contains("espctl")).map(|help| renamed(&help, name))
-    };
-    let (short, long) = (own(argument.get_help()), own(argument.get_long_help()));
+    let (short, long) = (own_text(argument.get_help(), name), own_text(argument.get_long_help(), name));
     let argument = match short {
         Some(help) => argument.help(help),
         None => argument,
@@ -137,6 +145,11 @@ fn rename_argument(argument: clap::Arg, name: &str) -> clap::Arg {
         Some(help) => argument.long_help(help),
         None => argument,
     }
+}
+
+/// A text that names espd's own program, with the name of this one instead; `None`: it may stay as it is.
+fn own_text(text: Option<&StyledStr>, name: &str) -> Option<String> {
+    text.map(ToString::to_string).filter(|text| text.contains("espctl")).map(|text| renamed(&text, name))
 }
 
 /// The text with the name of this program for those of espd's own; what is about the other of the two is left out.
