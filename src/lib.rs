@@ -231,7 +231,7 @@
 #[cfg(feature = "processors")]
 mod diagnostic;
 pub mod event;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "processors")]
 mod own_name;
 mod postgres;
 #[cfg(any(feature = "processors", feature = "testing"))]

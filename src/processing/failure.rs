@@ -13,6 +13,9 @@ pub use crate::postgres::sqlstate::{is_infrastructure, is_infrastructure_error};
 use crate::process::hook::FailureFacts;
 use crate::process::report::Condition;
 
+/// What is said of an event that is noted before it is handed over, and stays so if nobody is left to say more.
+const NOT_RETURNED: &str = "the handler has not returned from this event: its worker ended or was ended meanwhile, or it is at work now";
+
 /// Why a processor could not handle an event. In JSON the fields of `event` stand beside the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "FlatFailure", into = "FlatFailure")]
@@ -57,6 +60,16 @@ impl Failure {
     pub fn of_database(error: &sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|answer| answer.code());
         Self { sqlstate: code.map(|code| code.into_owned()), ..Self::of_processor(describe(error)) }
+    }
+
+    /// That nobody has come back from an event that was handed to a handler.
+    pub(crate) fn not_returned() -> Self {
+        Self::of_processor(NOT_RETURNED)
+    }
+
+    /// Whether it is [`Self::not_returned`].
+    pub(crate) fn is_not_returned(&self) -> bool {
+        self.message == NOT_RETURNED
     }
 
     /// A failure that no event is known to have caused. A long message is cut.

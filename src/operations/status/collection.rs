@@ -215,7 +215,11 @@ fn of_row(
         handler_change: row.handler_change.map(|change| change.0),
         failing_events: row.failing_beyond.max(i64::from(row.attempts > 0)),
         goes_on_beside: row.failing_beyond > 0,
-        last_error: row.last_error.map(|error| error.0),
+        // Otherwise it is only noted that an event is at hand.
+        last_error: row
+            .last_error
+            .filter(|_| row.attempts > 0 || row.failed_at.is_some())
+            .map(|error| error.0),
         dead_letters: row.dead_letters,
         oldest_dead_letter_at: row.oldest_dead_letter_at,
         pending_emissions: row.pending_emissions,

@@ -4,7 +4,6 @@
 //! attempt. So whoever claims a processor whose last owner has not released it goes carefully over as many events as a batch may have
 //! had: an event that ends the worker once more is known, its attempts count, and the retry policy decides.
 
-use std::time::Duration;
 
 use sqlx::PgConnection;
 use tracing::{info, warn};
@@ -18,9 +17,6 @@ use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
 use crate::processing::tracker::Claim;
 use crate::retry::NextStep;
-
-/// What is said of an event that is noted before it is handed over, and stays so if nobody is left to say more.
-const NOT_RETURNED: &str = "the handler has not returned from this event: its worker ended or was ended meanwhile, or it is at work now";
 
 /// How many events are still to be handled one by one.
 #[derive(Debug, Default)]
@@ -76,7 +72,7 @@ impl Runner {
         let Some(claim) = self.phase.claim() else { return Ok(None) };
         let id = event.id;
         let attempts = self.retry.attempts_with(&Some(id)).saturating_sub(1);
-        let failure = Failure::of_processor(NOT_RETURNED).attribute(event);
+        let failure = Failure::not_returned().attribute(event);
         let decision = if attempts == 0 { NextStep::TryAgain } else { self.retry.policy().decide(attempts) };
         match decision {
             NextStep::Stop => self.stop_at(connection, &failure).await.map(Some),
@@ -93,13 +89,7 @@ impl Runner {
                         "tries an event again that has ended its worker"
                     );
                 }
-                let noting = self.trackers.record_failure(
-                    connection,
-                    claim,
-                    attempts + 1,
-                    &failure,
-                    Some(Duration::ZERO),
-                );
+                let noting = self.trackers.note_at_hand(connection, claim, attempts, &failure);
                 in_time(noting).await?;
                 Ok(None)
             }
@@ -132,6 +122,6 @@ impl Runner {
         if in_time(self.dead_letters.begin_try(&mut *connection, claim, id)).await? {
             return Ok(None);
         }
-        self.keep_dead_letter(connection, id, &Failure::of_processor(NOT_RETURNED)).await.map(Some)
+        self.keep_dead_letter(connection, id, &Failure::not_returned()).await.map(Some)
     }
 }

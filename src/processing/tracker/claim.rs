@@ -41,7 +41,7 @@ pub struct Claim {
     pub handlers: Option<String>,
     /// Whether an operator has paused the processor.
     pub paused: bool,
-    /// How often in a row the event of `last_error` has failed.
+    /// How often in a row the event of `last_error` has failed, or nobody has come back from it.
     pub attempts: i32,
     /// The failure that keeps the processor from continuing.
     pub last_error: Option<Json<Failure>>,
@@ -98,6 +98,13 @@ impl Claim {
         self.attempts == 0 && self.retry_in_seconds.is_some()
     }
 
+    /// Counts the attempt that the last owner has begun and did not come back from. Whoever retries on an operator's wish sets a time.
+    fn counting_what_has_not_returned(self) -> Self {
+        let has_begun = self.last_error.as_ref().is_some_and(|error| error.is_not_returned());
+        let begun = i32::from(has_begun && self.retry_in_seconds.is_none() && !self.failed);
+        Self { attempts: self.attempts.saturating_add(begun), ..self }
+    }
+
     /// Returns the condition that the statement runs on the server that has made the claim, and that this has not been
     /// restarted since. The client need not notice that: a pooler keeps its connection.
     pub(crate) fn is_same_server(&self) -> String {
@@ -107,7 +114,7 @@ impl Claim {
 
 impl<'r> FromRow<'r, PgRow> for Claim {
     fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
+        let claim = Self {
             key: ProcessorKey {
                 name: row.try_get("name")?,
                 version: row.try_get("version")?,
@@ -125,7 +132,8 @@ impl<'r> FromRow<'r, PgRow> for Claim {
             diverged: row.try_get("diverged")?,
             unreleased: row.try_get("unreleased")?,
             server_start: row.try_get("server_start")?,
-        })
+        };
+        Ok(claim.counting_what_has_not_returned())
     }
 }
 

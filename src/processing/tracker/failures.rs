@@ -57,6 +57,30 @@ impl Trackers {
         simple(statement).execute(connection).await.map(drop)
     }
 
+    /// Notes which event is handed to the handler next, after so many attempts that have failed. It is no failure yet: that of an event
+    /// from which nobody returns, which the next claim counts ([`Claim::attempts`]).
+    pub async fn note_at_hand(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        attempts: u32,
+        failure: &Failure,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_at_hand
+             update {}
+             set attempts = {}, next_retry_at = null, caught_up = false,
+                 last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp()),
+                 failed_at = null, updated_at = clock_timestamp()
+             where {}",
+            self.table,
+            i32::try_from(attempts).unwrap_or(i32::MAX),
+            json_literal(failure)?,
+            is_claimed(claim)
+        );
+        simple(statement).execute(connection).await.map(drop)
+    }
+
     /// Removes a failure that no event has caused, because the processor continues.
     pub async fn forget_failure(
         &self,
