@@ -4,7 +4,6 @@
 //! attempt. So whoever claims a processor whose last owner has not released it goes carefully over as many events as a batch may have
 //! had: an event that ends the worker once more is known, its attempts count, and the retry policy decides.
 
-
 use sqlx::PgConnection;
 use tracing::{info, warn};
 
