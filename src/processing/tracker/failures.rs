@@ -42,19 +42,7 @@ impl Trackers {
             Some(delay) => (format!("clock_timestamp() + {}", interval(delay)), "null"),
             None => ("null".to_owned(), "clock_timestamp()"),
         };
-        let statement = format!(
-            "-- record_failure
-             update {}
-             set attempts = {}, next_retry_at = {retry_at}, caught_up = false,
-                 last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp()),
-                 failed_at = {failed_at}, updated_at = clock_timestamp()
-             where {}",
-            self.table,
-            i32::try_from(attempts).unwrap_or(i32::MAX),
-            json_literal(failure)?,
-            is_claimed(claim)
-        );
-        simple(statement).execute(connection).await.map(drop)
+        self.write_failure(connection, claim, (attempts, failure), (&retry_at, failed_at)).await
     }
 
     /// Notes which event is handed to the handler next, after so many attempts that have failed. It is no failure yet: that of an event
@@ -66,12 +54,23 @@ impl Trackers {
         attempts: u32,
         failure: &Failure,
     ) -> Result<(), sqlx::Error> {
+        self.write_failure(connection, claim, (attempts, failure), ("null", "null")).await
+    }
+
+    /// Writes a failure with its attempts, and when it is tried again and since when the processor is stopped, as expressions.
+    async fn write_failure(
+        &self,
+        connection: impl PgExecutor<'_>,
+        claim: &Claim,
+        (attempts, failure): (u32, &Failure),
+        (retry_at, failed_at): (&str, &str),
+    ) -> Result<(), sqlx::Error> {
         let statement = format!(
-            "-- note_at_hand
+            "-- record_failure
              update {}
-             set attempts = {}, next_retry_at = null, caught_up = false,
+             set attempts = {}, next_retry_at = {retry_at}, caught_up = false,
                  last_error = {}::jsonb || jsonb_build_object('at', clock_timestamp()),
-                 failed_at = null, updated_at = clock_timestamp()
+                 failed_at = {failed_at}, updated_at = clock_timestamp()
              where {}",
             self.table,
             i32::try_from(attempts).unwrap_or(i32::MAX),

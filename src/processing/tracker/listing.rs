@@ -224,7 +224,7 @@ impl Trackers {
                           where s.name = t.name and s.version = t.version and s.partition = t.partition
                             and s.epoch is null and s.lives_until >= clock_timestamp() order by 1) as standbys,
                     paused_at, paused_by, failed_at, caught_up, handled, standing_since,
-                    -- Where several events fail, the tracker has the one that is due next, which is another one each time.
+                    -- Of several events that fail, the first one is told, also while it is under way again.
                     coalesce(v.attempts, t.attempts) as attempts, coalesce(v.failure, t.last_error) as last_error,
                     case when v.event_id is null then t.next_retry_at else v.retry_at end as next_retry_at,
                     case when t.attempts > 0 then coalesce(f.failing, 0) else 0 end as failing_beyond,
