@@ -15,12 +15,15 @@ pub mod projectors;
 pub mod proxy;
 pub mod receiver;
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
 
 use espd::embedded::{EmbeddedPostgres, Options};
 use espd::schema::{migrate_event_store, migrate_processing};
-use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 
 /// The schema that the migrations were applied to.
@@ -29,7 +32,8 @@ pub const SCHEMA: &str = "espd";
 /// What every test's database is a copy of.
 const TEMPLATE: &str = "espd_test_template";
 
-/// A database of one test. Its pool belongs to the test's own runtime, so it is never shared between tests.
+/// A database of one test. Its pool belongs to the test's own runtime, so it is never shared between tests. It goes when the
+/// test's thread has ended: all of them at once would be more than ten gigabytes.
 pub struct Database {
     pub pool: PgPool,
     pub url: String,
@@ -52,8 +56,49 @@ async fn database_like(template: Option<&str>) -> Database {
     let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     server.create_database(&name, template).await.unwrap();
     let url = server.url(&name);
+    DATABASES_OF_THE_TEST.with_borrow_mut(|databases| databases.0.push(url.clone()));
     let pool = PgPoolOptions::new().max_connections(20).connect_lazy(&url).unwrap();
     Database { pool, url, name }
+}
+
+thread_local! {
+    static DATABASES_OF_THE_TEST: RefCell<Databases> = const { RefCell::new(Databases(Vec::new())) };
+}
+
+/// The URLs of databases, which are dropped with it.
+struct Databases(Vec<String>);
+
+impl Drop for Databases {
+    fn drop(&mut self) {
+        for url in self.0.drain(..) {
+            // One that outlives the thread that drops goes with its server.
+            let _ = abandoned_databases().send(url);
+        }
+    }
+}
+
+/// Takes the URLs of databases that nobody needs any more. A thread that ends cannot wait for their removal, so another does.
+fn abandoned_databases() -> &'static mpsc::Sender<String> {
+    static ABANDONED: OnceLock<mpsc::Sender<String>> = OnceLock::new();
+    ABANDONED.get_or_init(|| {
+        let (abandoned, urls) = mpsc::channel::<String>();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            for url in urls {
+                // A prepared transaction keeps its database, until the server goes.
+                let _ = runtime.block_on(drop_database(&url));
+            }
+        });
+        abandoned
+    })
+}
+
+async fn drop_database(url: &str) -> sqlx::Result<()> {
+    let options: PgConnectOptions = url.parse()?;
+    let statement = format!(r#"drop database "{}" with (force)"#, options.get_database().unwrap());
+    let mut connection = PgConnection::connect_with(&options.database("postgres")).await?;
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+    connection.close().await
 }
 
 /// A server for one test alone, which may restart it; no database is on it yet.
