@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::handler_thread::work_in_thread;
+use super::requests::Builds;
 use crate::config::Config;
 use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;
@@ -41,11 +42,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLOSING_TIME: Duration = Duration::from_secs(3);
 
 /// Builds what the configuration declares until the stop is requested, and begins anew when another configuration is followed.
-/// `activity` tells whether anybody builds, `builder` is how others call this daemon, and `registry` has the processors in Rust of its
-/// program.
+/// `activity` tells which builds go on, whoever builds, `builder` is how others call this daemon, and `registry` has the processors in
+/// Rust of its program.
 pub(super) async fn build_versions(
     mut configs: watch::Receiver<Arc<Config>>,
-    mut activity: watch::Receiver<bool>,
+    mut activity: watch::Receiver<Builds>,
     builder: String,
     registry: Arc<Registry>,
     stop: Shutdown,
@@ -171,7 +172,7 @@ impl Builder {
     /// again at once.
     async fn run(
         mut self,
-        activity: &mut watch::Receiver<bool>,
+        activity: &mut watch::Receiver<Builds>,
         configs: &mut watch::Receiver<Arc<Config>>,
     ) -> bool {
         loop {

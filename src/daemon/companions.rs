@@ -48,7 +48,7 @@ impl Companions {
         let (end, stop) = shutdown::channel();
         let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
         let (signalled, outcomes) = mpsc::channel(REQUESTS_MAX);
-        let (building, activity) = watch::channel(false);
+        let (building, activity) = watch::channel(Vec::new());
         let reloads = ReloadRequests::new(owner.id, orders, outcomes, building);
         let registry = &configured.registry;
         let mut tasks = JoinSet::new();

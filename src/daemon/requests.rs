@@ -1,6 +1,7 @@
 //! What operators ask of a daemon through the database: to read its configuration again. In the same breath the daemon sees whether
 //! anybody builds a version, which it may have to go on with.
 
+use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -11,6 +12,9 @@ use crate::processing::tracker::Trackers;
 
 /// Requests that nobody has read yet. A few are enough: they come from people.
 pub(super) const REQUESTS_MAX: usize = 4;
+
+/// When each build began that goes on, or whose builder has been killed.
+pub(super) type Builds = Vec<DateTime<Utc>>;
 
 /// What came of reading the configuration again. What is wrong, and what else is to be said, is in lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,20 +48,19 @@ pub(super) struct ReloadRequests {
     orders: mpsc::Sender<ReloadOrder>,
     /// What came of reloads that nobody has asked for in the database.
     signalled: mpsc::Receiver<Reloaded>,
-    /// Whether anybody builds a version, or has been killed while he did.
-    building: watch::Sender<bool>,
+    building: watch::Sender<Builds>,
     /// Whether the role may see that.
     sees_builds: bool,
 }
 
 impl ReloadRequests {
-    /// Requests for the daemon `owner`, which carries out the `orders`, and says what came of those that a signal gave. Whether anybody
-    /// builds is told to `building`.
+    /// Requests for the daemon `owner`, which carries out the `orders`, and says what came of those that a signal gave. Which
+    /// builds go on is told to `building`.
     pub(super) fn new(
         owner: Uuid,
         orders: mpsc::Sender<ReloadOrder>,
         signalled: mpsc::Receiver<Reloaded>,
-        building: watch::Sender<bool>,
+        building: watch::Sender<Builds>,
     ) -> Self {
         Self { owner, orders, signalled, building, sees_builds: true }
     }
@@ -94,30 +97,36 @@ impl ReloadRequests {
         }
     }
 
-    /// The requests without an answer. One that nobody waits for any more is left alone. Tells whether anybody builds: one statement a
-    /// second has to do for both.
+    /// The requests without an answer. One that nobody waits for any more is left alone. Tells which builds go on: one statement a
+    /// second has to do for both. A build that began right after another one was given up is told apart by its time.
     async fn find(
         &self,
         connection: &mut PgConnection,
         schema: &str,
         trackers: &Trackers,
     ) -> Result<Vec<i64>, sqlx::Error> {
-        let is_building = if self.sees_builds {
+        let builds = if self.sees_builds {
             let rebuilds = format!("{}.rebuilds", trackers.schema());
-            format!("exists (select from {rebuilds} where state not in ('live', 'merged', 'aborted'))")
+            format!(
+                "array(select started_at from {rebuilds} where state not in ('live', 'merged', 'aborted') order by started_at)"
+            )
         } else {
-            "false".to_owned()
+            "array[]::timestamptz[]".to_owned()
         };
         let statement = format!(
             "-- find_reload_requests
              select array(select id from {}.reload_requests
                where owner = $1 and answered_at is null and requested_at > clock_timestamp() - interval '5 minutes'),
-             {is_building}",
+             {builds}",
             quote_identifier(schema)
         );
         let query = sqlx::query_as(AssertSqlSafe(statement)).bind(self.owner);
-        let (requests, is_building): (Vec<i64>, bool) = query.fetch_one(connection).await?;
-        self.building.send_if_modified(|known| std::mem::replace(known, is_building) != is_building);
+        let (requests, builds): (Vec<i64>, Builds) = query.fetch_one(connection).await?;
+        self.building.send_if_modified(|known| {
+            let is_new = *known != builds;
+            *known = builds;
+            is_new
+        });
         Ok(requests)
     }
 

@@ -181,7 +181,7 @@ async fn another_process_continues_counting_and_waiting() {
         Receiver::start(|request| if request.n() == 1 { Reply::Status(500) } else { Reply::Status(200) })
             .await;
     let installation = installation(&db);
-    declare(&installation, &receiver, "", "", "strategy = 'constant'\ninitial = '6s'\njitter = 0\n");
+    declare(&installation, &receiver, "", "", "strategy = 'constant'\ninitial = '12s'\njitter = 0\n");
     append(&db.pool, &[(1, 1), (2, 2)]).await;
     let daemon = installation.start_daemon();
     shows(&installation, "the failure", |status| status["attempts"] == 1).await;
@@ -197,7 +197,7 @@ async fn another_process_continues_counting_and_waiting() {
     );
     let first = received.iter().find(|one| one.n() == 1).unwrap();
     let waited = received[3].at - first.at;
-    assert!(waited > Duration::from_millis(5_900), "{waited:?}");
+    assert!(waited > Duration::from_millis(11_900), "{waited:?}");
     shows(&installation, "the second failure", |status| status["attempts"] == 2).await;
     daemon.stop().await;
 }
