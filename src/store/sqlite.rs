@@ -3,6 +3,7 @@
 mod answer;
 mod append;
 mod following;
+mod opened_file;
 mod opening;
 pub(crate) mod row;
 
@@ -25,6 +26,8 @@ use crate::event::{AggregateId, Appended, Event, NewEvent, Position, Version};
 
 pub(super) use answer::is_final;
 pub use opening::SqliteOpenError;
+
+use opened_file::OpenedFile;
 
 /// The most events of a page. A stream holds no connection between two of them.
 const PAGE_EVENTS: i64 = 100;
@@ -70,6 +73,8 @@ struct Shared {
     file: String,
     /// Where the file is; `None`: the store is in memory.
     path: Option<PathBuf>,
+    /// The file that was opened; `None`: the store is in memory.
+    opened: Option<OpenedFile>,
     /// Held by the one who writes.
     writer: Arc<Mutex<()>>,
     /// Marked as changed by what this process has written: a reason to look.
@@ -79,7 +84,18 @@ struct Shared {
 /// A transaction that is the only one that writes.
 pub(crate) struct WriteTransaction {
     pub(crate) transaction: sqlx::Transaction<'static, Sqlite>,
+    shared: Arc<Shared>,
     _turn: OwnedMutexGuard<()>,
+}
+
+impl Shared {
+    /// The connections, as long as the file is still under its name.
+    fn connections(&self) -> Result<&SqlitePool, sqlx::Error> {
+        if let Some(opened) = &self.opened {
+            opened.require_there(&self.file)?;
+        }
+        Ok(&self.pool)
+    }
 }
 
 impl SqliteEventStore {
@@ -89,13 +105,14 @@ impl SqliteEventStore {
     /// The file cannot be opened, or belongs to somebody else.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, SqliteOpenError> {
         let path = path.as_ref();
-        let opening::Opened { pool, keeper } = opening::open(path).await?;
+        let opening::Opened { pool, keeper, file: opened } = opening::open(path).await?;
         let is_in_memory = keeper.is_some();
         let shared = Shared {
             pool,
             _keeper: keeper,
             file: path.display().to_string(),
             path: (!is_in_memory).then(|| path.to_owned()),
+            opened,
             writer: Arc::default(),
             written: watch::Sender::default(),
         };
@@ -141,8 +158,9 @@ impl SqliteEventStore {
     /// Begins a transaction that writes, once nobody else does.
     pub(crate) async fn begin_writing(&self) -> Result<WriteTransaction, sqlx::Error> {
         let turn = Arc::clone(&self.shared.writer).lock_owned().await;
-        let begun = self.shared.pool.begin_with("begin immediate").await;
-        Ok(WriteTransaction { transaction: begun.map_err(|error| self.explain(error))?, _turn: turn })
+        let begun = self.shared.connections()?.begin_with("begin immediate").await;
+        let transaction = begun.map_err(|error| self.explain(error))?;
+        Ok(WriteTransaction { transaction, shared: Arc::clone(&self.shared), _turn: turn })
     }
 
     /// Tells those who follow the store that there is something new.
@@ -192,6 +210,7 @@ impl SqliteEventStore {
             let read = Arc::clone(&read);
             async move {
                 let Some(next) = next else { return Ok::<_, ReadError>(None) };
+                self.shared.connections()?;
                 let rows = read(next).await.map_err(|error| self.explain(error))?;
                 let is_last = (rows.len() as i64) < PAGE_EVENTS;
                 let last = rows.last().map(row::event).transpose()?;
@@ -270,7 +289,7 @@ impl EventStore for SqliteEventStore {
             .bind(upto.unwrap_or(Position::MAX).get())
             .bind(json_types(event_types))
             .bind(limit.max(0));
-        let rows = query.fetch_all(&self.shared.pool).await.map_err(|error| self.explain(error))?;
+        let rows = query.fetch_all(self.shared.connections()?).await.map_err(|error| self.explain(error))?;
         rows.iter().map(|row| self.decode(row)).collect()
     }
 
@@ -306,7 +325,7 @@ impl EventStore for SqliteEventStore {
         );
         let texts: Vec<String> = uuids.iter().map(Uuid::to_string).collect();
         let query = sqlx::query(statement).bind(append::texts(&texts));
-        let rows = query.fetch_all(&self.shared.pool).await.map_err(|error| self.explain(error))?;
+        let rows = query.fetch_all(self.shared.connections()?).await.map_err(|error| self.explain(error))?;
         rows.iter().map(|row| self.decode(row)).collect()
     }
 
@@ -320,7 +339,8 @@ impl EventStore for SqliteEventStore {
         let id = aggregate_id.to_string();
         let last = async move {
             let query = sqlx::query_scalar(statement).bind(id).bind(time.timestamp_micros());
-            let last: i64 = query.fetch_one(&self.shared.pool).await.map_err(|error| self.explain(error))?;
+            let last: i64 =
+                query.fetch_one(self.shared.connections()?).await.map_err(|error| self.explain(error))?;
             Ok::<_, ReadError>(self.read_aggregate(aggregate_id, Version::FIRST, Some(last.into())))
         };
         stream::once(last).try_flatten().boxed()
@@ -373,7 +393,8 @@ impl EventStore for SqliteEventStore {
     async fn position_at(&self, time: DateTime<Utc>) -> Result<Position, ReadError> {
         let statement = "-- find_position_at\nselect coalesce(max(id), 0) from events where created_at <= ?";
         let query = sqlx::query_scalar(statement).bind(time.timestamp_micros());
-        let found: i64 = query.fetch_one(&self.shared.pool).await.map_err(|error| self.explain(error))?;
+        let found: i64 =
+            query.fetch_one(self.shared.connections()?).await.map_err(|error| self.explain(error))?;
         Ok(found.into())
     }
 
@@ -385,13 +406,16 @@ impl EventStore for SqliteEventStore {
         );
         let query = sqlx::query_scalar(statement).bind(json_types(event_types));
         let found: Option<i64> =
-            query.fetch_optional(&self.shared.pool).await.map_err(|error| self.explain(error))?;
+            query.fetch_optional(self.shared.connections()?).await.map_err(|error| self.explain(error))?;
         Ok(found.unwrap_or(0).into())
     }
 }
 
 impl WriteTransaction {
+    /// # Errors
+    /// The commit has failed, or the file has lost its name meanwhile, so that what was written is lost.
     pub(crate) async fn commit(self) -> Result<(), sqlx::Error> {
-        self.transaction.commit().await
+        self.transaction.commit().await?;
+        self.shared.connections().map(drop)
     }
 }

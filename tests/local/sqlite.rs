@@ -1,5 +1,6 @@
 //! The event store in one file.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -214,7 +215,14 @@ async fn a_file_with_tables_of_the_application_is_opened() {
 
 #[tokio::test]
 async fn what_is_no_path_is_refused() {
-    for given in ["", "file:events.db", "file::memory:", "sqlite::memory:", "sqlite://events.db"] {
+    for given in [
+        "",
+        "file:events.db",
+        "file::memory:",
+        "sqlite::memory:",
+        "sqlite://events.db",
+        ":memory:?cache=shared",
+    ] {
         let refused = SqliteEventStore::open(given).await.unwrap_err();
         assert!(matches!(refused, SqliteOpenError::NoPath { .. }), "{refused:?}");
         assert!(refused.to_string().contains("or `:memory:`"), "{refused}");
@@ -234,18 +242,51 @@ async fn many_programs_may_create_a_file_at_the_same_time() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_deleted_is_not_replaced_by_an_empty_one() {
-    let (store, folder) = store().await;
-    store.append(&[todo("milk")]).await.unwrap();
-    let kept = store.pool().acquire().await.unwrap();
-    for file in std::fs::read_dir(folder.path()).unwrap() {
-        std::fs::remove_file(file.unwrap().path()).unwrap();
+async fn a_file_that_lost_its_name_takes_and_gives_nothing_and_is_not_replaced_by_an_empty_one() {
+    let delete = |folder: &Path| {
+        for file in std::fs::read_dir(folder).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    };
+    let rename = |folder: &Path| std::fs::rename(folder.join("events.db"), folder.join("moved.db")).unwrap();
+    let replace = |folder: &Path| {
+        rename(folder);
+        std::fs::copy(folder.join("moved.db"), folder.join("events.db")).unwrap();
+    };
+    for (lose, is_replaced) in [(&delete as &dyn Fn(&Path), false), (&rename, false), (&replace, true)] {
+        let (store, folder) = store().await;
+        store.append(&[todo("milk")]).await.unwrap();
+        lose(folder.path());
+        let refused = store.append(&[todo("bread")]).await.unwrap_err();
+        assert!(!refused.is_transient() && chain(&refused).contains("events.db: it is gone"), "{refused:?}");
+        let unread = [
+            store.latest_id(None).await.map(drop).unwrap_err(),
+            store.read_range(1.into(), 9.into(), None).try_next().await.map(drop).unwrap_err(),
+        ];
+        for unread in unread {
+            assert!(!unread.is_transient() && chain(&unread).contains("events.db: it is gone"), "{unread:?}");
+        }
+        let is_there = folder.path().join("events.db").exists();
+        assert_eq!(is_there, is_replaced, "it is not made anew");
     }
-    let error = store.latest_id(None).await.unwrap_err();
-    assert!(!error.is_transient(), "{error:?}");
-    assert!(chain(&error).contains("events.db: it is gone"), "{}", chain(&error));
-    assert!(!folder.path().join("events.db").exists());
+}
+
+/// The way to a file may change, as a link does at a deployment: the store stays the one that was opened.
+#[tokio::test]
+async fn a_link_that_leads_elsewhere_meanwhile_does_not_change_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let (link, other) = (folder.path().join("current.db"), folder.path().join("other.db"));
+    SqliteEventStore::open(&other).await.unwrap();
+    SqliteEventStore::open(folder.path().join("events.db")).await.unwrap();
+    std::os::unix::fs::symlink(folder.path().join("events.db"), &link).unwrap();
+    let store = SqliteEventStore::open(&link).await.unwrap();
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    // Has it need another connection.
+    let kept = store.pool().acquire().await.unwrap();
+    store.append(&[todo("milk")]).await.unwrap();
     drop(kept);
+    assert_eq!(open(&folder).await.latest_id(None).await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -20,6 +20,9 @@ pub(super) const CANNOT_OPEN: i32 = 14;
 const SCHEMA: i32 = 17;
 pub(super) const NO_FILE_OF_SQLITE: i32 = 26;
 
+/// What to do where the file is not under its name any more.
+const GONE: &str = "it is gone: bring it back, and open the store again";
+
 /// An error that is about the file and not about the statement.
 #[derive(Debug, Error)]
 #[error("{file}: {advice} ({answer})")]
@@ -27,7 +30,13 @@ struct OfFile {
     file: String,
     advice: &'static str,
     is_final: bool,
-    answer: sqlx::Error,
+    answer: String,
+}
+
+/// The file is not under its name any more; `answer`: what is there.
+pub(super) fn gone(file: &str, answer: &str) -> sqlx::Error {
+    let (file, answer) = (file.to_owned(), answer.to_owned());
+    sqlx::Error::Io(std::io::Error::other(OfFile { file, advice: GONE, is_final: true, answer }))
 }
 
 /// Names the file, and what to do, in an error that is about the file and not about the statement.
@@ -41,11 +50,11 @@ pub(super) fn explain(file: &str, answer: sqlx::Error) -> sqlx::Error {
         Some(READ_ONLY) => "it may be read only: look at its rights, and those of its folder",
         Some(FULL) => "the disk is full",
         Some(DAMAGED | NO_FILE_OF_SQLITE) => "the file is damaged: restore a copy",
-        Some(CANNOT_OPEN) if is_gone => "it is gone: bring it back, and open the store again",
+        Some(CANNOT_OPEN) if is_gone => GONE,
         _ => return answer,
     };
     let is_final = is_gone || is_final(&answer);
-    let file = file.to_owned();
+    let (file, answer) = (file.to_owned(), answer.to_string());
     sqlx::Error::Io(std::io::Error::other(OfFile { file, advice, is_final, answer }))
 }
 

@@ -9,6 +9,7 @@ use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool};
 use thiserror::Error;
 
 use super::append::texts;
+use super::opened_file::OpenedFile;
 use super::{answer, row};
 
 /// The version of what is in the file.
@@ -24,7 +25,7 @@ const CONNECTIONS: u32 = 5;
 pub(super) const IN_MEMORY: &str = ":memory:";
 
 /// How addresses begin that some tools take where they take a path.
-const ADDRESSES: [&str; 2] = ["file:", "sqlite:"];
+const ADDRESSES: [&str; 3] = ["file:", "sqlite:", IN_MEMORY];
 
 /// The names of what is made in a file.
 const NAMES: [&str; 7] = [
@@ -96,32 +97,35 @@ pub(super) struct Opened {
     /// Keeps a store in memory, which is gone with its last connection: the pool closes one where a caller has given up waiting
     /// for it, or whose runtime has ended.
     pub(super) keeper: Option<SqliteConnection>,
+    /// `None`: the store is in memory.
+    pub(super) file: Option<OpenedFile>,
 }
 
 /// Opens a file, which is created if it is not there, or a store in memory.
 pub(super) async fn open(path: &Path) -> Result<Opened, SqliteOpenError> {
-    let file = || path.display().to_string();
-    if !is_path(path) {
-        return Err(SqliteOpenError::NoPath { file: file() });
-    }
+    let name = || path.display().to_string();
     let is_in_memory = path == Path::new(IN_MEMORY);
-    let unusable = |source| SqliteOpenError::Unusable { file: file(), source };
+    if !is_in_memory && !is_path(path) {
+        return Err(SqliteOpenError::NoPath { file: name() });
+    }
+    let unusable = |source| SqliteOpenError::Unusable { file: name(), source };
     let options = options(path, is_in_memory).map_err(unusable)?;
     let mut first = options.clone().create_if_missing(!is_in_memory).connect().await.map_err(unusable)?;
     // A file of somebody else stays as it is: nothing is set in it before this.
     look(&mut first).await.map_err(unusable)?.require_ours(path)?;
-    let (pool, keeper) = if is_in_memory {
-        (in_memory().connect_with(options).await.map_err(unusable)?, Some(first))
+    let (pool, keeper, file) = if is_in_memory {
+        (in_memory().connect_with(options).await.map_err(unusable)?, Some(first), None)
     } else {
+        let file = OpenedFile::find(path).map_err(|error| unusable(error.into()))?;
         first.close().await.map_err(unusable)?;
         // Readers do not wait for the writer.
-        let options = options.journal_mode(SqliteJournalMode::Wal);
+        let options = options.filename(file.path()).journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS);
-        (pool.connect_with(options).await.map_err(unusable)?, None)
+        (pool.connect_with(options).await.map_err(unusable)?, None, Some(file))
     };
     let mut connection = pool.acquire().await.map_err(unusable)?;
     prepare(&mut connection).await.map_err(unusable)?.require_ours(path)?;
-    Ok(Opened { pool, keeper })
+    Ok(Opened { pool, keeper, file })
 }
 
 /// Whether SQLite takes the text for the path of a file. It opens a file of its own for each connection where there is no path, and
