@@ -151,7 +151,7 @@ where
         let expected: Vec<A::Event> = expected.into_iter().collect();
         match self.decided {
             Ok(events) if events == expected => {
-                events.iter().for_each(require_kept);
+                require_kept(&events);
                 self.given.and(events)
             }
             Ok(events) => panic!("other events than expected:\n{}", difference(&expected, &events)),
@@ -177,7 +177,17 @@ where
     where
         R: PartialEq,
     {
-        self.then_refused_as(|refusal| assert_eq!(refusal, expected, "refused for another reason"))
+        let mut other = None;
+        let given = self.then_refused_as(|refusal| {
+            if refusal != expected {
+                other = Some(format!("{refusal:?}"));
+            }
+        });
+        // In the closure, the line of the test would not be known.
+        if let Some(other) = other {
+            panic!("refused for another reason: {other}\nexpected: {expected:?}");
+        }
+        given
     }
 
     /// Expects a refusal, and hands it over to be looked at.
@@ -201,7 +211,7 @@ where
     pub fn then_state(self, look: impl FnOnce(&A)) -> Given<A> {
         match self.decided {
             Ok(events) => {
-                events.iter().for_each(require_kept);
+                require_kept(&events);
                 let given = self.given.and(events);
                 look(&given.state);
                 given
@@ -222,9 +232,14 @@ where
 /// The event as a store would get it.
 #[track_caller]
 fn to_new<E: EventSet>(event: &E) -> NewEvent {
-    let new = event.to_new(Uuid::nil().into());
-    let new = new.unwrap_or_else(|error| panic!("an event cannot be stored: {error}"));
-    check_json(&new).unwrap_or_else(|error| panic!("{} cannot be stored: {error}", new.event_type));
+    // No closures: a panic in one is not at the line of the caller.
+    let new = match event.to_new(Uuid::nil().into()) {
+        Ok(new) => new,
+        Err(error) => panic!("an event cannot be stored: {error}"),
+    };
+    if let Err(error) = check_json(&new) {
+        panic!("{} cannot be stored: {error}", new.event_type);
+    }
     new
 }
 
@@ -252,18 +267,19 @@ fn read_again<E: EventSet + Clone>(event: &E, stored: NewEvent) -> E {
     }
 }
 
-/// Refuses an event that has something which is not stored. One that is written otherwise when it was read, as a number with
+/// Refuses events that have something which is not stored. One that is written otherwise when it was read, as a number with
 /// many digits may be, is meant to be that.
 #[track_caller]
-fn require_kept<E: EventSet + Clone + Debug + PartialEq>(event: &E) {
-    let stored = to_new(event);
-    let read = read_again(event, stored.clone());
-    let is_written_alike = || to_new(&read).body.get() == stored.body.get();
-    assert!(
-        read == *event || !is_written_alike(),
-        "an event is another one when it is read again:\n{}",
-        difference(std::slice::from_ref(event), std::slice::from_ref(&read))
-    );
+fn require_kept<E: EventSet + Clone + Debug + PartialEq>(events: &[E]) {
+    for event in events {
+        let stored = to_new(event);
+        let read = read_again(event, stored.clone());
+        assert!(
+            read == *event || to_new(&read).body.get() != stored.body.get(),
+            "an event is another one when it is read again:\n{}",
+            difference(std::slice::from_ref(event), std::slice::from_ref(&read))
+        );
+    }
 }
 
 /// The two lists side by side, one line for each event: `-` what was expected and is not there, `+` what is there instead.
@@ -284,6 +300,10 @@ pub(crate) fn difference<E: Debug + PartialEq>(expected: &[E], actual: &[E]) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, Location};
+    use std::sync::Once;
+
     use super::*;
 
     #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -342,6 +362,44 @@ mod tests {
     )]
     fn an_event_with_a_text_that_no_store_keeps_is_told() {
         drop(given::<Notes>([NoteEvent::Noted(Noted { text: "\0".to_owned(), ..noted() })]));
+    }
+
+    /// The line at which it panics.
+    fn line_of(panicking: impl FnOnce()) -> u32 {
+        thread_local! { static LINE: Cell<u32> = const { Cell::new(0) } }
+        static NOTES: Once = Once::new();
+        NOTES.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                LINE.set(panic.location().filter(|at| at.file() == file!()).map_or(0, Location::line));
+                before(panic);
+            }));
+        });
+        std::panic::catch_unwind(AssertUnwindSafe(panicking)).unwrap_err();
+        LINE.get()
+    }
+
+    #[test]
+    fn whatever_fails_is_at_the_line_of_the_test() {
+        let refused = || given::<Notes>([]).when_deciding(|_, _| Err::<Vec<NoteEvent>, _>(1));
+        let lines = [
+            (line_of(|| drop(refused().then_refused(&2))), line!()),
+            (line_of(|| drop(refused().then([]))), line!()),
+            (line_of(|| drop(decide_anew(Noted { draft: 7, ..noted() }).then_state(|_| ()))), line!()),
+            (line_of(|| drop(given::<Notes>([unwritten()]))), line!()),
+            (line_of(|| drop(decide_anew(noted()).then_refused(&()))), line!()),
+        ];
+        for (panicked, expected) in lines {
+            assert_eq!(panicked, expected);
+        }
+    }
+
+    fn unwritten() -> NoteEvent {
+        NoteEvent::Noted(Noted { text: "\0".to_owned(), ..noted() })
+    }
+
+    fn decide_anew(noted: Noted) -> Outcome<Notes, ()> {
+        given::<Notes>([]).when_deciding(move |_, _| Ok(vec![NoteEvent::Noted(noted.clone())]))
     }
 
     #[test]

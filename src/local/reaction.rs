@@ -158,11 +158,14 @@ impl Reaction {
     /// One of them is no `T`.
     #[track_caller]
     pub fn effects<T: DeserializeOwned>(&self) -> Vec<T> {
-        let read = |payload: &String| {
-            serde_json::from_str(payload)
-                .unwrap_or_else(|error| panic!("{payload} is another effect: {error}"))
-        };
-        self.effects.iter().map(read).collect()
+        let mut effects = Vec::new();
+        for payload in &self.effects {
+            match serde_json::from_str(payload) {
+                Ok(effect) => effects.push(effect),
+                Err(error) => panic!("{payload} is another effect: {error}"),
+            }
+        }
+        effects
     }
 
     /// Expects that it has emitted these events of type `E`, in this order, and no other event of that type, at once.
@@ -222,12 +225,15 @@ impl Reaction {
 
 #[track_caller]
 fn read<'e, E: EventType>(events: impl Iterator<Item = &'e Event>) -> Vec<E> {
-    let read = |event: &Event| {
-        event
-            .read::<E>()
-            .unwrap_or_else(|error| panic!("{} is not what it should be: {error}", event.event_type))
-    };
-    events.filter_map(read).collect()
+    let mut found = Vec::new();
+    // No closure: a panic in one is not at the line of the caller.
+    for event in events {
+        match event.read::<E>() {
+            Ok(read) => found.extend(read),
+            Err(error) => panic!("{} is not what it should be: {error}", event.event_type),
+        }
+    }
+    found
 }
 
 #[track_caller]
