@@ -390,7 +390,11 @@ impl ReadError {
 
     /// Whether one of the events is why they could not be read.
     pub(crate) fn is_of_an_event(&self) -> bool {
-        matches!(self, Self::Database(error) if !is_infrastructure_error(error) || UpcastFailure::is_cause_of(error))
+        match self {
+            Self::Unreadable { .. } => true,
+            Self::Database(error) => !is_infrastructure_error(error) || UpcastFailure::is_cause_of(error),
+            _ => false,
+        }
     }
 
     /// Whether no connection became free in time.
@@ -405,7 +409,9 @@ impl ReadError {
     /// The same error as one of the driver, for those who read in a transaction and follow nothing.
     pub(crate) fn into_database_error(self) -> sqlx::Error {
         match self {
-            Self::Database(error) | Self::Beside { source: error, .. } => error,
+            Self::Database(error)
+            | Self::Beside { source: error, .. }
+            | Self::Unreadable { source: error, .. } => error,
             other => sqlx::Error::Decode(other.into()),
         }
     }

@@ -24,6 +24,9 @@ pub(super) fn normalize(events: &[NewEvent]) -> Result<Vec<(Json, Json)>, Append
 }
 
 pub(super) fn refuse_repeated_uuids(events: &[NewEvent]) -> Result<(), AppendError> {
+    if events.len() < 2 {
+        return Ok(());
+    }
     let mut indexes = HashMap::with_capacity(events.len());
     for (index, event) in events.iter().enumerate() {
         if indexes.insert(event.uuid, index).is_some() {

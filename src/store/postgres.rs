@@ -15,6 +15,7 @@ mod sql_text;
 mod statements;
 mod tagged;
 mod uncommitted;
+mod unreadable;
 
 use std::sync::Arc;
 
@@ -239,7 +240,7 @@ impl PostgresEventStore {
     ) -> BoxStream<'c, Result<Event, sqlx::Error>> {
         let query = sqlx::query(self.statements.read_after.clone());
         let query = query.bind(position).bind(upto).bind(event_types).bind(limit.max(0));
-        query.fetch(connection).map(|row| self.event(&row?)).boxed()
+        query.fetch(connection).map(|row| self.layout.finish(row::event(&row?)?)).boxed()
     }
 
     /// Reads an aggregate from its first event on, in the caller's transaction.
@@ -325,7 +326,7 @@ impl EventStore for PostgresEventStore {
         let query = sqlx::query(self.statements.read_after.clone())
             .bind(position)
             .bind(upto.unwrap_or(Position::MAX))
-            .bind(event_types)
+            .bind(event_types.map(parameter::types))
             .bind(limit.max(0));
         self.stream(query).try_collect().await
     }
@@ -336,11 +337,13 @@ impl EventStore for PostgresEventStore {
         from: Version,
         to: Option<Version>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
+        let to = to.unwrap_or(Version::MAX);
         let query = sqlx::query(self.statements.read_aggregate.clone())
             .bind(aggregate_id.as_uuid())
             .bind(from)
-            .bind(to.unwrap_or(Version::MAX));
-        self.stream(query)
+            .bind(to);
+        let name = move |error| self.name_in_aggregate(error, aggregate_id.clone(), (from, to));
+        self.stream(query).or_else(name).boxed()
     }
 
     fn read_aggregate_keeping<'s>(
@@ -350,15 +353,17 @@ impl EventStore for PostgresEventStore {
         from: Version,
         to: Option<Version>,
     ) -> BoxStream<'s, Result<Event, ReadError>> {
+        let to = to.unwrap_or(Version::MAX);
         let query = sqlx::query(self.statements.read_aggregate.clone())
             .bind(aggregate_id.as_uuid())
             .bind(from)
-            .bind(to.unwrap_or(Version::MAX));
+            .bind(to);
+        let name = move |error| self.name_in_aggregate(error, aggregate_id.clone(), (from, to));
         let reading = async move {
             let connection = connection::acquire(&self.pool, kept).await?;
             Ok(query.fetch(connection).map(|row| self.codec.decode(self.event(&row?)?)))
         };
-        reading.try_flatten_stream().boxed()
+        reading.try_flatten_stream().or_else(name).boxed()
     }
 
     fn read_aggregates(&self, aggregate_ids: Vec<AggregateId>) -> BoxStream<'_, Result<Event, ReadError>> {
@@ -392,7 +397,10 @@ impl EventStore for PostgresEventStore {
         to: Position,
         event_types: Option<Vec<String>>,
     ) -> BoxStream<'_, Result<Event, ReadError>> {
-        self.stream(sqlx::query(self.statements.read_range.clone()).bind(from).bind(to).bind(event_types))
+        let query = sqlx::query(self.statements.read_range.clone()).bind(from).bind(to);
+        // The query outlives the names.
+        let types = event_types.as_deref().map(parameter::types);
+        self.stream(query.bind(types.map(|types| types.into_iter().map(str::to_owned).collect::<Vec<_>>())))
     }
 
     async fn position_at(&self, time: DateTime<Utc>) -> Result<Position, ReadError> {
@@ -405,7 +413,7 @@ impl EventStore for PostgresEventStore {
 
     async fn latest_id(&self, event_types: Option<&[String]>) -> Result<Position, ReadError> {
         let found = sqlx::query_scalar(self.statements.find_latest_id.clone())
-            .bind(event_types)
+            .bind(event_types.map(parameter::types))
             .fetch_optional(&self.pool)
             .await?;
         Ok(found.unwrap_or_default())
@@ -423,7 +431,9 @@ impl PostgresEventStore {
         position: Position,
         event_types: Option<&[String]>,
     ) -> Result<Option<Position>, ReadError> {
-        let query = sqlx::query_scalar(self.statements.find_next_id.clone()).bind(position).bind(event_types);
+        let query = sqlx::query_scalar(self.statements.find_next_id.clone())
+            .bind(position)
+            .bind(event_types.map(parameter::types));
         Ok(query.fetch_optional(&self.pool).await?)
     }
 
@@ -435,8 +445,10 @@ impl PostgresEventStore {
     }
 
     /// The event in a row, as it is read through the upcasts.
-    pub(super) fn event(&self, row: &PgRow) -> Result<Event, sqlx::Error> {
-        self.layout.finish(row::event(row)?)
+    pub(super) fn event(&self, row: &PgRow) -> Result<Event, ReadError> {
+        let stored = row::event(row)?;
+        let position = stored.id;
+        self.layout.finish(stored).map_err(|source| ReadError::Unreadable { position, source })
     }
 
     /// Streams rows as the consumer takes them, so memory stays flat however many there are.

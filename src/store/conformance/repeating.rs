@@ -119,7 +119,9 @@ pub(super) async fn a_uuid_may_not_come_twice(store: Store) {
     let event = happened(Uuid::new_v4());
     let mut many: Vec<_> = (0..2_500).map(|_| happened(Uuid::new_v4())).collect();
     many.extend([event.clone(), many[0].clone()]);
-    for events in [vec![event.clone(), event.clone()], many] {
+    // Whatever else is wrong with them, no other append of the same events could succeed.
+    let also_conflicting = vec![event.clone().expecting(Exact(7.into())); 2];
+    for events in [vec![event.clone(), event.clone()], also_conflicting, many] {
         match store.append(&events).await {
             Err(AppendError::Invalid { .. }) => {}
             other => panic!("{other:?}"),

@@ -27,6 +27,7 @@ use crate::event::{Appended, NewEvent, Position, Version};
 use crate::postgres::error::chain;
 use crate::postgres::transaction;
 use crate::store::layout::{Append, Layout};
+use crate::store::normalized::refuse_repeated_uuids;
 use crate::store::{AppendCondition, AppendError, Kept};
 use stray::{MAY_BE_WITHIN, Stored};
 
@@ -89,6 +90,7 @@ pub(super) async fn append(
     events: &[NewEvent],
     condition: Option<&AppendCondition>,
 ) -> Result<Vec<Appended>, AppendError> {
+    refuse_repeated_uuids(events)?;
     let mut attempt = 1;
     loop {
         match try_append(statements, pool, kept, events, condition).await {
@@ -167,6 +169,7 @@ pub(super) async fn append_in_transaction(
     connection: &mut PgConnection,
     events: &[NewEvent],
 ) -> Result<Vec<Appended>, AppendError> {
+    refuse_repeated_uuids(events)?;
     if !are_plain(events) {
         return append_tagged(statements, connection, events, None).await;
     }
@@ -219,11 +222,6 @@ async fn refuse_known_uuids(
     connection: &mut PgConnection,
     events: &[NewEvent],
 ) -> Result<(), AppendError> {
-    let mut given = HashSet::with_capacity(events.len());
-    if let Some(index) = events.iter().position(|event| !given.insert(event.uuid)) {
-        let reason = format!("uuid {} is given twice", events[index].uuid);
-        return Err(AppendError::Invalid { index: Some(index), reason });
-    }
     let uuids: Vec<Uuid> = events.iter().map(|event| event.uuid).collect();
     let stored = find_stored(statements, connection, &uuids).await?;
     if stored.is_empty() || stored.len() == events.len() {

@@ -1,4 +1,4 @@
-//! Sends JSON text to the database as it is.
+//! Parameters as the database takes them: JSON text as it is, and the types of events that there may be.
 
 use serde_json::value::RawValue;
 use sqlx::encode::IsNull;
@@ -6,6 +6,11 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::types::Json;
 use sqlx::{Encode, Postgres, Type};
+
+/// Of these types, those that an event may have. None has one with a NUL, which the database would refuse instead of finding nothing.
+pub(super) fn types(types: &[String]) -> Vec<&str> {
+    types.iter().map(String::as_str).filter(|name| !name.contains('\0')).collect()
+}
 
 /// A jsonb parameter. The text is copied as it is: nothing here looks into it.
 pub(super) struct Jsonb<'a>(pub(super) &'a RawValue);

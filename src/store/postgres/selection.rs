@@ -1,7 +1,7 @@
 //! Reads the events that somebody selects, page by page: by what they are about, when they happened, from either end.
 
 use chrono::{DateTime, Utc};
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
@@ -130,7 +130,7 @@ impl PostgresEventStore {
         query.push(format!(" order by {key} {order} limit ")).push_bind(limit.max(0));
         query.push(format!(")) order by {key} {order}"));
         let rows = query.build().persistent(false).fetch(&self.pool);
-        Ok(rows.and_then(async |row| self.event(&row)).try_collect().await?)
+        rows.map(|row| self.event(&row?)).try_collect().await
     }
 
     /// The key of the first of the last `count` events of a selection, up to the position `upto`; `None`: there is no event.

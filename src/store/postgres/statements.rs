@@ -21,6 +21,8 @@ pub(super) struct Statements {
     pub(super) find_position_at: SqlStr,
     pub(super) find_latest_id: SqlStr,
     pub(super) find_next_id: SqlStr,
+    pub(super) count_events: SqlStr,
+    pub(super) list_aggregate: SqlStr,
     /// None where events have no tags.
     pub(super) read_tagged: Option<SqlStr>,
     /// None in a store that espd only reads.
@@ -79,6 +81,15 @@ impl Statements {
                 where id > $1 and ($2::text[] is null or type = any ($2))
                 order by id
                 limit 1"
+            )),
+            list_aggregate: sql(format!(
+                "-- list_aggregate
+                select id, uuid from {events} where aggregate_id = $1 and version between $2 and $3 order by version"
+            )),
+            count_events: sql(format!(
+                "-- count_events
+                select case current_setting('transaction_isolation') when 'serializable' then cardinality($1)::bigint
+                  else (select count(*) from {events} where id = any ($1)) end"
             )),
             read_tagged: layout.append.as_ref().map(|_| tagged::read_tagged(layout)),
             append: layout.append.as_ref().map(|append| append::Statements::new(layout, append)),

@@ -1,8 +1,9 @@
 //! Events that were appended in a transaction of the caller.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 
-use sqlx::{Postgres, Transaction};
+use sqlx::{PgConnection, Postgres, Transaction};
 
 use super::PostgresEventStore;
 use crate::event::Appended;
@@ -30,15 +31,36 @@ impl Uncommitted {
     /// appended several times in one transaction, join the values with [`Self::and`] before.
     ///
     /// # Errors
-    /// The commit has failed, or its outcome is not known.
+    /// The commit has failed, or its outcome is not known. Nothing is committed where the events are not in the transaction: an error
+    /// of one of its statements was passed over, so that it can only be rolled back, or it was rolled back to a savepoint before them.
     pub async fn commit(
         mut self,
-        transaction: Transaction<'_, Postgres>,
+        mut transaction: Transaction<'_, Postgres>,
     ) -> Result<Vec<Appended>, sqlx::Error> {
         // If it fails, nothing more is to be said.
         self.open = false;
+        // The server answers the commit of a transaction that can only be rolled back without an error.
+        self.require_in(&mut transaction).await?;
         transaction.commit().await?;
         Ok(self.committed().await)
+    }
+
+    /// A serializable transaction is only asked whether it goes on: what it reads would conflict with what others append.
+    ///
+    /// # Errors
+    /// Not all of the events would be there after a commit.
+    async fn require_in(&self, transaction: &mut PgConnection) -> Result<(), sqlx::Error> {
+        // What was appended twice is there once.
+        let ids: BTreeSet<i64> = self.appended.iter().map(|appended| appended.id.get()).collect();
+        // Planned each time: a plan of a small table would read all of it when it is large.
+        let counting = sqlx::query_scalar(self.store.statements.count_events.clone()).persistent(false);
+        let there: i64 = counting.bind(Vec::from_iter(ids.iter().copied())).fetch_one(transaction).await?;
+        if usize::try_from(there) == Ok(ids.len()) {
+            return Ok(());
+        }
+        let message = "the appended events are not in this transaction: it was rolled back to a savepoint before them, or they were \
+                       appended in another one. Nothing of it is committed";
+        Err(sqlx::Error::InvalidArgument(message.to_owned()))
     }
 
     /// To be called when the transaction is committed: notifies those who follow the store, and calls what `on_appended` names.

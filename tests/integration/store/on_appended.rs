@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use espd::event::{Event, ExpectedVersion};
 use espd::store::{AppendError, EventStore, MemoryEventStore, PostgresEventStore};
+use sqlx::{AssertSqlSafe, Connection as _};
 use uuid::Uuid;
 
 use super::{happened, json, store};
@@ -89,6 +90,45 @@ async fn in_the_callers_transaction_it_is_called_when_that_is_committed() {
         if said { drop(fourth.committed().await) } else { fourth.rolled_back() }
     }
     assert_eq!(calls.ids().len(), 2);
+}
+
+/// The server ends such a transaction without an error, and nothing of it is stored.
+#[tokio::test]
+async fn what_would_not_be_stored_is_no_commit() {
+    let (pool, store) = store().await;
+    let calls = Calls::default();
+    let store = store.on_appended(calls.note());
+    let one = || [happened(Uuid::new_v4())];
+
+    for isolation in ["read committed", "serializable"] {
+        let mut transaction = pool.begin().await.unwrap();
+        let level = AssertSqlSafe(format!("set transaction isolation level {isolation}"));
+        sqlx::raw_sql(level).execute(&mut *transaction).await.unwrap();
+        let appended = store.append_in(&mut transaction, &one()).await.unwrap();
+        sqlx::query("select 1 / 0").execute(&mut *transaction).await.unwrap_err();
+        let error = appended.commit(transaction).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "25P02", "{error}");
+    }
+
+    let mut transaction = pool.begin().await.unwrap();
+    let first = store.append_in(&mut transaction, &one()).await.unwrap();
+    let mut savepoint = transaction.begin().await.unwrap();
+    let second = store.append_in(&mut savepoint, &one()).await.unwrap();
+    savepoint.rollback().await.unwrap();
+    let error = first.and(second).commit(transaction).await.unwrap_err();
+    assert!(error.to_string().contains("rolled back to a savepoint before them"), "{error}");
+
+    let appended = store.append_in(&mut pool.begin().await.unwrap(), &one()).await.unwrap();
+    let error = appended.commit(pool.begin().await.unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("in another one"), "{error}");
+
+    assert_eq!(store.latest_id(None).await.unwrap(), 0);
+    assert_eq!(calls.ids(), [[0; 0]; 0]);
+    // The same event twice in one transaction is one.
+    let (mut transaction, event) = (pool.begin().await.unwrap(), one());
+    let first = store.append_in(&mut transaction, &event).await.unwrap();
+    let second = store.append_in(&mut transaction, &event).await.unwrap();
+    assert_eq!(first.and(second).commit(transaction).await.unwrap().len(), 2);
 }
 
 /// A log that a test reads.

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use espd::event::Version;
 use espd::native::{Delivery, EventType, HandlerError, Projector, ProjectorContext, Registration};
-use espd::store::{EventStore as _, PostgresEventStore, Upcast};
+use espd::store::{EventStore as _, PostgresEventStore, ReadError, Upcast};
 use espd::{Config, Program, WaitError};
 use futures_util::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
@@ -156,5 +156,47 @@ async fn the_store_of_a_configuration_reads_as_its_processors_do() {
         let mut read = store.read_aggregate(aggregate.into(), Version::FIRST, Some(Version::FIRST));
         let first = read.try_next().await.unwrap().unwrap();
         assert_eq!((first.event_type.as_str(), first.body.get()), ("Noted", "{\"text\": \"a b\"}"));
+    }
+}
+
+/// The database does not say of which event it could not make a body.
+#[tokio::test]
+async fn an_aggregate_that_cannot_be_loaded_names_the_event_whose_upcast_fails() {
+    let db = support::database().await;
+    let pool = db.pool.clone();
+    let upcasts = [
+        Upcast::of(["Counted"]).body_sql("jsonb_build_object('n', (event.body->>'n')::integer)"),
+        Upcast::of(["Weighed"]).body(|old: Value| match old["n"].as_i64() {
+            Some(_) => Ok(old),
+            None => Err("it has no weight"),
+        }),
+    ];
+    let config = Config::for_database(&db.url).unwrap();
+    let program = upcasts.into_iter().fold(Program::new(), Program::upcast);
+    let store = program.event_store(&config).unwrap();
+    for event_type in ["Counted", "Weighed"] {
+        let aggregate = Uuid::new_v4();
+        for version in 1..=20 {
+            let n = if version == 13 || version == 17 { json!("x") } else { json!(version) };
+            insert(&pool, aggregate, version, event_type, json!({ "n": n })).await;
+        }
+        let position: i64 =
+            sqlx::query_scalar("select id from espd.events where aggregate_id = $1 and version = 13")
+                .bind(aggregate)
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+        let error = store
+            .read_aggregate(aggregate.into(), Version::FIRST, None)
+            .try_collect::<Vec<_>>()
+            .await
+            .unwrap_err();
+        let ReadError::Unreadable { position: named, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(*named, position, "{error}");
+        assert!(!error.is_transient());
+        // The others can be had.
+        let after: Vec<_> =
+            store.read_aggregate(aggregate.into(), Version::new(18), None).try_collect().await.unwrap();
+        assert_eq!(after.len(), 3);
     }
 }
