@@ -115,10 +115,13 @@ impl Processor for Webhook {
         // receiver was last sent.
         let before = self.claim.replace(claim.clone());
         self.dispatch.take_back();
-        if !before.is_some_and(|before| claim.follows(&before))
+        if !before.as_ref().is_some_and(|before| claim.follows(before))
             || !self.dispatch.queue.matches(claim.position)
         {
             self.dispatch.clear().await;
+        }
+        if before.is_some_and(|before| claim.is_retried_since(&before)) {
+            self.dispatch.queue.forget_outage();
         }
         self.dispatch.queue.restart(claim.position, delivered, claim.is_forgiven());
         self.in_doubt = false;
@@ -168,7 +171,9 @@ impl Webhook {
             return self.retry_dead_letter(connection, request).await;
         }
         // What was answered before an outage is committed first.
-        let outage = (!self.dispatch.queue.has_results()).then(|| self.dispatch.queue.take_outage());
+        let queue = &mut self.dispatch.queue;
+        let has_answers = queue.has_results() || !self.is_stuck && queue.has_unread_answers();
+        let outage = (!has_answers).then(|| queue.take_outage());
         if let Some(outage) = outage.flatten() {
             return Err(outage);
         }

@@ -109,6 +109,7 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (38, "emissions say more", include_str!("../../migrations/processing/0038_emissions_say_more.sql")),
         (39, "workflows wait", include_str!("../../migrations/processing/0039_workflows_wait.sql")),
         (40, "unseen events", include_str!("../../migrations/processing/0040_unseen_events.sql")),
+        (41, "ended claims", include_str!("../../migrations/processing/0041_ended_claims.sql")),
     ],
 };
 

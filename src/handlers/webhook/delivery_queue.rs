@@ -115,10 +115,11 @@ impl DeliveryQueue {
     }
 
     /// Starts again at a position, with what the database has recorded beyond it. `forgiven` says that an operator has
-    /// retried the reactor, so that attempts are counted anew. What is known of requests stays.
+    /// retried the reactor, so that attempts are counted anew. What is known of requests stays, and how long the receiver wants to be left
+    /// alone.
     pub(crate) fn restart(&mut self, position: Position, delivered: Vec<Delivered>, forgiven: bool) {
-        let (probing, requests) = (self.probing, self.take_requests());
-        *self = Self { position, seen: position, probing, requests, ..Self::new(self.retry) };
+        let (probing, requests, outage) = (self.probing, self.take_requests(), self.outage.take());
+        *self = Self { position, seen: position, probing, requests, outage, ..Self::new(self.retry) };
         for one in delivered {
             let id = one.event_id;
             if one.is_done {
@@ -134,6 +135,11 @@ impl DeliveryQueue {
     /// Forgets everything, requests as well.
     pub(crate) fn clear(&mut self) {
         *self = Self { probing: self.probing, ..Self::new(self.retry) };
+    }
+
+    /// Forgets that the receiver accepts no events, because an operator wants it tried at once.
+    pub(crate) fn forget_outage(&mut self) {
+        self.outage = None;
     }
 
     /// Whether the tracker is where this queue has moved it, as far as it knows.
@@ -386,6 +392,11 @@ impl DeliveryQueue {
     /// Whether something is to be committed: what requests resulted in during the last commit, for example.
     pub(crate) fn has_results(&self) -> bool {
         self.has_uncommitted() || self.failed.iter().any(|id| self.schedule.postponed_until(*id).is_some())
+    }
+
+    /// Whether the receiver has answered for events that are still to be read again.
+    pub(crate) fn has_unread_answers(&self) -> bool {
+        self.requests.has_answers()
     }
 
     /// Whether an event is completed and not committed.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgExecutor, Row as _};
@@ -33,6 +34,8 @@ pub struct Claim {
     pub key: ProcessorKey,
     /// The epoch of the claim. Every change of the tracker under this claim has to name it.
     pub epoch: i64,
+    /// How many epochs up to here are of operators' acts that have ended a claim, and of no claim.
+    pub ended_claims: i64,
     /// The processor's position.
     pub position: Position,
     /// Fingerprint of the declaration that the tables were created from; `None` before they are created.
@@ -47,6 +50,8 @@ pub struct Claim {
     pub last_error: Option<Json<Failure>>,
     /// Time left until the next attempt, in seconds.
     pub retry_in_seconds: Option<f64>,
+    /// When an operator last wanted everything that waits tried at once.
+    pub retried_at: Option<DateTime<Utc>>,
     /// Whether the processor has stopped until an operator acts.
     pub failed: bool,
     /// Whether the store is not the one that was followed, so that nothing is handled until an operator acts.
@@ -68,6 +73,7 @@ impl Claim {
         Self {
             key: ProcessorKey { name: "notes".to_owned(), version: 1, partition: 0 },
             epoch: 1,
+            ended_claims: 0,
             position: position.into(),
             declaration: None,
             handlers: None,
@@ -75,6 +81,7 @@ impl Claim {
             attempts: 0,
             last_error: None,
             retry_in_seconds: None,
+            retried_at: None,
             failed: false,
             diverged: false,
             unreleased: false,
@@ -85,11 +92,15 @@ impl Claim {
 
 impl Claim {
     /// Whether the claim was made right after an `earlier` one, so that nobody else was the owner in between, and on a server
-    /// that has not been restarted since.
+    /// that has not been restarted since. An operator may have ended the earlier one.
     pub(crate) fn follows(&self, earlier: &Self) -> bool {
-        self.key == earlier.key
-            && self.epoch == earlier.epoch + 1
-            && self.server_start == earlier.server_start
+        let claims = self.epoch - earlier.epoch - (self.ended_claims - earlier.ended_claims);
+        self.key == earlier.key && claims == 1 && self.server_start == earlier.server_start
+    }
+
+    /// Whether an operator has wanted everything that waits tried at once since an `earlier` claim.
+    pub(crate) fn is_retried_since(&self, earlier: &Self) -> bool {
+        self.retried_at != earlier.retried_at
     }
 
     /// Whether an operator wants attempts counted anew. Without a time of the next one, there are none because what has failed is
@@ -121,6 +132,7 @@ impl<'r> FromRow<'r, PgRow> for Claim {
                 partition: row.try_get("partition")?,
             },
             epoch: row.try_get("epoch")?,
+            ended_claims: row.try_get("ended_claims")?,
             position: row.try_get("position")?,
             declaration: row.try_get("declaration")?,
             handlers: row.try_get("handlers")?,
@@ -128,6 +140,7 @@ impl<'r> FromRow<'r, PgRow> for Claim {
             attempts: row.try_get("attempts")?,
             last_error: row.try_get("last_error")?,
             retry_in_seconds: row.try_get("retry_in_seconds")?,
+            retried_at: row.try_get("retried_at")?,
             failed: row.try_get("failed")?,
             diverged: row.try_get("diverged")?,
             unreleased: row.try_get("unreleased")?,
@@ -144,7 +157,8 @@ pub struct LeaseStatus {
     pub position: Position,
     /// Whether an operator has paused the processor.
     pub paused: bool,
-    /// Whether the failing event is to be tried at once, because an operator wants it or its time has come.
+    /// Whether the failing event is to be tried at once, because an operator wants it or its time has come. It says nothing of a wait
+    /// that is about something else.
     pub retry_now: bool,
     /// Whether an operator wants dead letters handled again.
     pub dead_letters_requested: bool,
@@ -192,10 +206,10 @@ impl Trackers {
                  backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid()),
                  updated_at = clock_timestamp()
              from free where t.name = free.name and t.version = free.version and t.partition = free.partition
-             returning t.name, t.version, t.partition, epoch, position, free.declaration, free.unreleased, handlers,
+             returning t.name, t.version, t.partition, epoch, ended_claims, position, free.declaration, free.unreleased, handlers,
                        paused_at is not null as paused, attempts, last_error,
                        extract(epoch from next_retry_at - clock_timestamp())::float8 as retry_in_seconds,
-                       failed_at is not null as failed, diverged is not null as diverged, {SERVER_START} as server_start,
+                       retried_at, failed_at is not null as failed, diverged is not null as diverged, {SERVER_START} as server_start,
                        -- A claim that a crash undoes would be made a second time, with the same epoch.
                        case when current_setting('synchronous_commit') = 'off'
                             then set_config('synchronous_commit', 'local', true) end as flushed",
@@ -283,4 +297,27 @@ impl Trackers {
 /// Returns the condition on a row of `trackers` that the claim is still valid.
 pub(crate) fn is_claimed(claim: &Claim) -> String {
     format!("{} and epoch = {} and {}", claim.key.is_tracker(), claim.epoch, claim.is_same_server())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_follows_an_earlier_one_where_nobody_but_operators_came_in_between() {
+        let earlier = Claim { epoch: 7, ended_claims: 2, ..Claim::example(5) };
+        let later = |epoch, ended_claims| Claim { epoch, ended_claims, ..earlier.clone() };
+        for (claim, expected) in [
+            (later(8, 2), true),
+            (later(9, 3), true),
+            (later(12, 6), true),
+            // Another owner, with and without an operator, a reset, and a claim that was undone by a crash.
+            (later(9, 2), false),
+            (later(10, 3), false),
+            (later(7, 2), false),
+            (Claim { server_start: 1, ..later(8, 2) }, false),
+        ] {
+            assert_eq!(claim.follows(&earlier), expected, "{claim:?}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ mod emissions;
 mod failures;
 mod half_sent;
 mod lost_commits;
+mod operators;
 mod order;
 mod outages;
 mod overlap;

@@ -212,6 +212,25 @@ async fn the_owner_learns_of_a_pause_which_outlasts_claims() {
     assert!(!fixture.claim(&owner).await.unwrap().paused);
 }
 
+/// It may have requests under way, which another owner would send again.
+#[tokio::test]
+async fn an_operator_who_ends_a_claim_leaves_the_tracker_to_its_owner() {
+    let fixture = Fixture::new().await;
+    let (owner, standby) = (Owner::generate(), Owner::generate());
+    let claim = fixture.claim(&owner).await.unwrap();
+    let failure = Failure::of_processor("no");
+    fixture.trackers.record_failure(&fixture.pool, &claim, 1, &failure, Some(LEASE)).await.unwrap();
+    let mut connection = fixture.pool.acquire().await.unwrap();
+    assert!(fixture.trackers.retry(&mut connection, &fixture.key, "alice@here").await.unwrap());
+    assert!(!fixture.renew(&claim).await);
+    assert_eq!(fixture.claim(&standby).await, None);
+    let next = fixture.claim(&owner).await.unwrap();
+    assert_eq!((next.epoch, next.ended_claims), (claim.epoch + 2, claim.ended_claims + 1));
+    assert!(next.retried_at > claim.retried_at);
+    fixture.run("update espd.trackers set lease_until = clock_timestamp() - interval '1 ms'").await;
+    assert!(fixture.claim(&standby).await.is_some(), "an owner that is gone");
+}
+
 #[tokio::test]
 async fn a_tracker_stands_since_it_was_claimed_moved_paused_or_failed_last() {
     let fixture = Fixture::new().await;

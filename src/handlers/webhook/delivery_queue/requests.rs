@@ -45,6 +45,11 @@ impl SentRequests {
         self.0.values().filter(|(_, request)| matches!(request, SentRequest::UnderWay)).count()
     }
 
+    /// Whether the receiver has accepted one of them.
+    pub(super) fn has_answers(&self) -> bool {
+        self.0.values().any(|(_, request)| matches!(request, SentRequest::Accepted(_)))
+    }
+
     /// Forgets the requests of events up to a position, and of those beyond it that are done.
     pub(super) fn forget(&mut self, upto: Position, is_done: impl Fn(Position) -> bool) {
         self.0.retain(|id, _| *id > upto && !is_done(*id));

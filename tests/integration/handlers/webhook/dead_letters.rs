@@ -78,6 +78,32 @@ async fn a_parked_event_is_followed_aside_by_those_of_its_aggregate_and_by_no_ot
     daemon.stop().await;
 }
 
+/// The tracker counts the attempts of the first one.
+#[tokio::test]
+async fn an_event_that_an_operator_sets_aside_has_the_attempts_that_it_has_had() {
+    let db = support::database().await;
+    let receiver = Receiver::start(|_| Reply::Status(500)).await;
+    let installation = installation(&db);
+    declare(&installation, &receiver, "", "", "initial = '20ms'\nmax = '20ms'\n");
+    append(&db.pool, &[(1, 1), (2, 2)]).await;
+    let daemon = installation.start_daemon();
+    receiver.receives(9).await;
+    installation.espctl(&["pause", "hook"]).await.printed();
+    shows(&installation, "the pause", |status| status["state"] == "paused").await;
+    let attempts = "select attempts from espd.deliveries where event_id = $1";
+    let mut had = Vec::new();
+    for id in [1_i64, 2] {
+        had.push(sqlx::query_scalar::<_, i32>(attempts).bind(id).fetch_one(&db.pool).await.unwrap());
+    }
+    assert!(had[0] > 1 && had[1] > 1, "{had:?}");
+    for id in ["2", "1"] {
+        installation.espctl(&["dead-letters", "park", "hook", "--event", id]).await.printed();
+    }
+    let set_aside: Vec<_> = dead_letters(&db).await.into_iter().map(|(id, .., tries)| (id, tries)).collect();
+    assert_eq!(set_aside, [(1, had[0]), (2, had[1])]);
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn a_skipped_event_keeps_no_other_waiting() {
     let db = support::database().await;
