@@ -46,7 +46,7 @@ use crate::processing::processor::Processor;
 use crate::processing::runner::caution::Caution;
 use crate::processing::runner::cut_off::CutOff;
 use crate::processing::runner::failures::FailureLog;
-use crate::processing::runner::outage::OutageLog;
+use crate::processing::runner::outage::{LeftAlone, OutageLog};
 use crate::processing::runner::phase::{Following, Phase, Waiting};
 use crate::processing::runner::rate::Rate;
 use crate::processing::runner::sessions::Session;
@@ -132,6 +132,8 @@ pub struct Runner {
     retry: Retry<Option<Position>>,
     failure_log: FailureLog,
     outage: OutageLog,
+    /// How long the receiver of a webhook has asked to be left alone; `None`: it has not.
+    left_alone: Option<LeftAlone>,
     /// When the batch began that the present step handles.
     batch_began: Option<Instant>,
     rate: Rate,
@@ -213,6 +215,7 @@ impl Runner {
             restart_handler: false,
             failure_log: FailureLog::default(),
             outage: OutageLog::default(),
+            left_alone: None,
             batch_began: None,
             rate: Rate::new(Instant::now()),
             session_is_renewed: false,
@@ -339,7 +342,7 @@ impl Runner {
             {
                 Action::HandleDeadLetter
             }
-            Phase::Retrying(_, until) => {
+            Phase::Retrying(_, until) | Phase::Lacking(_, until) => {
                 self.wait_or_renew(None, until.saturating_duration_since(Instant::now()))
             }
             Phase::Paused(_) | Phase::Failed(_) | Phase::Awaiting(_) | Phase::Diverged(_) => {

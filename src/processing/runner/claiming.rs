@@ -128,6 +128,7 @@ impl Runner {
         }
         self.note_effects();
         self.go_on(&claim);
+        self.leave_alone(connection, &claim).await;
         if claim.diverged { Ok(self.stay_diverged()) } else { self.compare_history(connection).await }
     }
 

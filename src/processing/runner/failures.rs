@@ -12,6 +12,7 @@ use crate::processing::failure::Failure;
 use crate::processing::heartbeat;
 use crate::processing::progress::PendingRetry;
 use crate::processing::runner::decision::Decision;
+use crate::processing::runner::outage::LeftAlone;
 use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::{Next, Runner};
@@ -174,7 +175,9 @@ impl Runner {
         heartbeat::record_failure(waiting.facts(Some(Condition::Waiting), self.outage.tries(), Some(delay)));
         self.record_outage(connection).await;
         let until = Instant::now() + delay;
-        self.phase.enter(|following| Phase::Retrying(following, until));
+        let claim = self.phase.claim().filter(|_| at_least.is_some());
+        self.left_alone = claim.map(|claim| LeftAlone::new(message, until, claim));
+        self.phase.enter(|following| Phase::Lacking(following, until));
         Ok(Next::Again)
     }
 

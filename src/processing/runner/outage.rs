@@ -11,9 +11,10 @@ use crate::process::report::Condition;
 use crate::processing::failure::Failure;
 use crate::processing::heartbeat;
 use crate::processing::runner::Runner;
+use crate::processing::runner::phase::Phase;
 use crate::processing::runner::session::in_time;
 use crate::processing::runner::sessions::Session;
-use crate::processing::tracker::Outage;
+use crate::processing::tracker::{Claim, Outage};
 use crate::retry::{Retry, RetryPolicy};
 
 /// Shortest time between two records of an outage in the tracker while attempts follow each other quickly. The outage may last for
@@ -175,6 +176,28 @@ impl OutageLog {
     }
 }
 
+/// That the receiver of a webhook accepts no events until some time. It holds under every later claim as well, until an operator wants it
+/// tried at once.
+#[derive(Debug)]
+pub(super) struct LeftAlone {
+    message: String,
+    until: Instant,
+    /// The claim under which it was said.
+    claim: Claim,
+}
+
+impl LeftAlone {
+    pub(super) fn new(message: &str, until: Instant, claim: &Claim) -> Self {
+        Self { message: message.to_owned(), until, claim: claim.clone() }
+    }
+
+    /// How long it holds under a later claim; `None`: no longer.
+    fn left(&self, claim: &Claim) -> Option<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        Some(left).filter(|left| !left.is_zero() && !claim.is_retried_since(&self.claim))
+    }
+}
+
 /// The time until the next attempt.
 fn until_next(outage: &Outage) -> Duration {
     (outage.next_try_at - Utc::now()).to_std().unwrap_or_default()
@@ -219,6 +242,19 @@ impl Runner {
         if was_hidden && self.outage.outage.is_none() {
             info!(processor = self.name, "continues: the outage is over");
         }
+    }
+
+    /// Goes on, under a new claim, to leave a receiver alone that has asked for it.
+    pub(super) async fn leave_alone(&mut self, connection: &mut PgConnection, claim: &Claim) {
+        let Some(left_alone) = &self.left_alone else { return };
+        let (Phase::Following(_), Some(left)) = (&self.phase, left_alone.left(claim)) else { return };
+        let until = left_alone.until;
+        // An outage of the database in between has ended this one in the log.
+        if !self.outage.is_external() {
+            self.outage.unavailable(&left_alone.message, Some(left));
+        }
+        self.record_outage(connection).await;
+        self.phase.enter(|following| Phase::Lacking(following, until));
     }
 
     /// Records the present outage in the tracker, if there is a claim. A failure to do so changes nothing.

@@ -18,8 +18,11 @@ pub(super) enum Phase {
     Following(Following),
     /// It waits for an operator to resume the processor.
     Paused(Following),
-    /// It waits until it is time to try again.
+    /// It waits until it is time to try again what has failed: what the tracker has the attempts of.
     Retrying(Following, Instant),
+    /// It waits until it is time to look whether what the handlers lack beside the database is there again. An event that has failed
+    /// before has nothing to do with it.
+    Lacking(Following, Instant),
     /// It waits for an operator to fix what it cannot.
     Failed(Following),
     /// It waits until the version that is built beside the serving one is live, which ends its claim.
@@ -84,6 +87,7 @@ impl Phase {
             Self::Following(following)
             | Self::Paused(following)
             | Self::Retrying(following, _)
+            | Self::Lacking(following, _)
             | Self::Failed(following)
             | Self::Awaiting(following)
             | Self::Diverged(following) => Some(&following.claim),
@@ -97,6 +101,7 @@ impl Phase {
             Self::Following(following)
             | Self::Paused(following)
             | Self::Retrying(following, _)
+            | Self::Lacking(following, _)
             | Self::Failed(following)
             | Self::Awaiting(following)
             | Self::Diverged(following) => Some(following),
@@ -110,6 +115,7 @@ impl Phase {
             Self::Following(following)
             | Self::Paused(following)
             | Self::Retrying(following, _)
+            | Self::Lacking(following, _)
             | Self::Failed(following)
             | Self::Awaiting(following)
             | Self::Diverged(following) => phase(following),
@@ -119,13 +125,16 @@ impl Phase {
     /// The phase after a renewal of the lease, which has told what operators have done.
     pub(super) fn after_renewal(self, lease_status: &LeaseStatus, now: Instant) -> Self {
         match self {
-            Self::Following(following) | Self::Retrying(following, _) if lease_status.paused => {
+            Self::Following(following) | Self::Retrying(following, _) | Self::Lacking(following, _)
+                if lease_status.paused =>
+            {
                 Self::Paused(following)
             }
             Self::Paused(following) if !lease_status.paused => Self::Following(following),
             Self::Retrying(following, until) if lease_status.retry_now || until <= now => {
                 Self::Following(following)
             }
+            Self::Lacking(following, until) if until <= now => Self::Following(following),
             unchanged => unchanged,
         }
     }
@@ -139,6 +148,7 @@ impl Phase {
             Self::Following(_) => Condition::Following,
             Self::Paused(_) => Condition::Paused,
             Self::Retrying(..) => Condition::Retrying,
+            Self::Lacking(..) => Condition::Waiting,
             Self::Failed(_) => Condition::Failed,
             Self::Awaiting(_) => Condition::Waiting,
             Self::Diverged(_) => Condition::Diverged,
@@ -202,13 +212,16 @@ mod tests {
             retry_now,
             dead_letters_requested: false,
         };
-        let cases: [(Phase, LeaseStatus, Condition); 11] = [
+        let cases: [(Phase, LeaseStatus, Condition); 14] = [
             (Phase::Following(following()), lease_status(false, false), Condition::Following),
             (Phase::Following(following()), lease_status(true, false), Condition::Paused),
             (Phase::Retrying(following(), later), lease_status(false, false), Condition::Retrying),
             (Phase::Retrying(following(), later), lease_status(true, true), Condition::Paused),
             (Phase::Retrying(following(), later), lease_status(false, true), Condition::Following),
             (Phase::Retrying(following(), now), lease_status(false, false), Condition::Following),
+            (Phase::Lacking(following(), later), lease_status(false, true), Condition::Waiting),
+            (Phase::Lacking(following(), now), lease_status(false, false), Condition::Following),
+            (Phase::Lacking(following(), later), lease_status(true, false), Condition::Paused),
             (Phase::Paused(following()), lease_status(false, false), Condition::Following),
             (Phase::Paused(following()), lease_status(true, false), Condition::Paused),
             (Phase::Failed(following()), lease_status(true, true), Condition::Failed),

@@ -1,12 +1,15 @@
 //! A receiver that is not there: no event is to blame, and nothing is lost.
 
+use std::collections::HashSet;
 use std::net::TcpListener;
 use std::time::Duration;
+
+use sqlx::PgPool;
 
 use super::{QUICK, append, declare_at, installation, shows};
 use crate::support;
 use crate::support::certificates::Authority;
-use crate::support::facts::reaches;
+use crate::support::facts::{eventually, reaches};
 use crate::support::receiver::{Receiver, Reply};
 
 /// The first failure would be the last.
@@ -71,6 +74,61 @@ async fn an_operator_need_not_wait_as_long_as_a_busy_receiver_has_asked_for() {
     assert!(said.contains("tries again now"), "{said}");
     reaches(&db.pool, "hook", last).await;
     assert_eq!(receiver.received().len(), 2);
+    daemon.stop().await;
+}
+
+/// Waits until the lease has been renewed so many times.
+async fn is_renewed(pool: &PgPool, times: usize) {
+    let query = "select lease_until::text from espd.trackers where name = 'hook'";
+    let mut seen = HashSet::new();
+    eventually("renewals of the lease", async || {
+        let lease: Option<String> = sqlx::query_scalar(query).fetch_one(pool).await.unwrap();
+        seen.extend(lease);
+        (seen.len() > times).then_some(())
+    })
+    .await;
+}
+
+/// A receiver that counts what comes while it is closed would never open again.
+#[tokio::test]
+async fn a_busy_receiver_is_left_alone_whatever_becomes_of_other_events_and_claims() {
+    let db = support::database().await;
+    let hour = ("retry-after", "3600".to_owned());
+    let receiver = Receiver::start(move |request| match (request.n(), request.earlier) {
+        (1, 0) => {
+            let busy = Reply::Full(429, vec![hour.clone()], String::new());
+            Reply::After(Duration::from_secs(1), Box::new(busy))
+        }
+        // It fails after that, so that it is not tried again before.
+        (2, 0) => Reply::After(Duration::from_secs(2), Box::new(Reply::Status(500))),
+        _ => Reply::Status(200),
+    })
+    .await;
+    let installation = installation(&db);
+    super::declare(&installation, &receiver, "", "", QUICK);
+    let last = append(&db.pool, &[(1, 1), (2, 2)]).await;
+    let daemon = installation.start_daemon();
+    let is_both = |status: &serde_json::Value| status["outage"].is_object() && status["attempts"] == 1;
+    shows(&installation, "the outage and the failure", is_both).await;
+    is_renewed(&db.pool, 3).await;
+    assert_eq!(receiver.received().len(), 2, "the failing event is due, and waits for the receiver as well");
+
+    installation.espctl(&["dead-letters", "skip", "hook", "--event", "2"]).await.printed();
+    is_renewed(&db.pool, 2).await;
+    assert_eq!(receiver.received().len(), 2, "an operator's act that is about another event");
+
+    let epoch = async || super::count(&db.pool, "select epoch from espd.trackers where name = 'hook'").await;
+    let before = epoch().await;
+    let end = "select pg_terminate_backend(backend_pid) from espd.trackers where name = 'hook'";
+    sqlx::query(end).execute(&db.pool).await.unwrap();
+    eventually("another claim", async || (epoch().await > before).then_some(())).await;
+    is_renewed(&db.pool, 2).await;
+    assert_eq!(receiver.received().len(), 2, "a lost connection");
+    shows(&installation, "the outage still", |status| status["state"] == "waiting").await;
+
+    installation.espctl(&["retry", "hook"]).await.printed();
+    reaches(&db.pool, "hook", last).await;
+    assert_eq!(receiver.numbers()[2..], [1], "at once");
     daemon.stop().await;
 }
 
