@@ -65,7 +65,7 @@ impl LocalTransaction<'_> {
     fn later(&self, change: Deferred) -> Later {
         let reactor = self.name.to_owned();
         match change {
-            Deferred::Keep { event, due, key } => {
+            Deferred::Keep { event, due, key, .. } => {
                 let now = self.clock.now();
                 let due_at = match due {
                     Due::AtOnce => now,

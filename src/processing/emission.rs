@@ -248,8 +248,16 @@ pub(crate) struct EmissionBatch {
 /// A change of the table `emissions`.
 #[derive(Debug)]
 pub(crate) enum Deferred {
-    Keep { event: Box<NewEvent>, due: Due, key: Option<String> },
-    Cancel { key: String },
+    /// `place` is that of the source event in the batch.
+    Keep {
+        place: usize,
+        event: Box<NewEvent>,
+        due: Due,
+        key: Option<String>,
+    },
+    Cancel {
+        key: String,
+    },
 }
 
 impl EmissionBatch {
@@ -291,7 +299,7 @@ impl EmissionBatch {
                 return Err(reason);
             }
             let (due, key) = (emission.due, emission.key.clone());
-            self.deferred.push(Deferred::Keep { event: Box::new(event), due, key });
+            self.deferred.push(Deferred::Keep { place, event: Box::new(event), due, key });
         }
         Ok(())
     }
@@ -317,9 +325,12 @@ impl EmissionBatch {
         if let (Some(appender), false) = (&emitter.appender, self.now.is_empty()) {
             append(appender, connection, self.now).await?;
         }
+        if let Some(appender) = &emitter.appender {
+            check_bodies(appender, connection, &self.deferred).await?;
+        }
         for deferred in self.deferred {
             let statement = match deferred {
-                Deferred::Keep { event, due, key } => emitter.keep(&event, due, key.as_deref()),
+                Deferred::Keep { event, due, key, .. } => emitter.keep(&event, due, key.as_deref()),
                 Deferred::Cancel { key } => emitter.cancel(&key),
             };
             simple(statement).execute(&mut *connection).await?;
@@ -374,22 +385,43 @@ async fn append(
     let stored: HashSet<Uuid> = appender.find_stored(connection, &uuids).await?.into_iter().collect();
     let missing = events.into_iter().filter(|(_, event)| !stored.contains(&event.uuid));
     let (places, events): (Vec<usize>, Vec<NewEvent>) = missing.unzip();
-    match appender.append(connection, &events).await {
-        Ok(_) => Ok(()),
-        Err(AppendError::Database(error)) => Err(EmitError::Database(error)),
-        Err(error) => {
-            let culprit = attribute(&error, &events);
-            let place = *culprit.and_then(|index| places.get(index)).or(places.first()).unwrap_or(&0);
-            let message = match (&error, culprit.and_then(|index| events.get(index))) {
-                // A number of the event in the append would be taken for its id.
-                (AppendError::Invalid { reason, .. }, Some(event)) => {
-                    format!("the {} that it emits is refused: {reason}", event.event_type)
-                }
-                _ => error.to_string(),
-            };
-            Err(EmitError::Refused { place, failure: Failure::of_processor(message) })
-        }
+    let appended = appender.append(connection, &events).await;
+    appended.map(drop).map_err(|error| blame(error, &places, &events))
+}
+
+/// Refuses what the store would refuse when it is due, long after the events that have led to it count as handled.
+async fn check_bodies(
+    appender: &TransactionAppender,
+    connection: &mut PgConnection,
+    deferred: &[Deferred],
+) -> Result<(), EmitError> {
+    let kept = deferred.iter().filter_map(|deferred| match deferred {
+        Deferred::Keep { place, event, .. } => Some((*place, NewEvent::clone(event))),
+        Deferred::Cancel { .. } => None,
+    });
+    let (places, events): (Vec<usize>, Vec<NewEvent>) = kept.unzip();
+    if events.is_empty() {
+        return Ok(());
     }
+    let checked = appender.check_bodies(connection, &events).await;
+    checked.map_err(|error| blame(error, &places, &events))
+}
+
+/// Says which event of the batch it is that has led to what the store refuses.
+fn blame(error: AppendError, places: &[usize], events: &[NewEvent]) -> EmitError {
+    if let AppendError::Database(error) = error {
+        return EmitError::Database(error);
+    }
+    let culprit = attribute(&error, events);
+    let place = *culprit.and_then(|index| places.get(index)).or(places.first()).unwrap_or(&0);
+    let message = match (&error, culprit.and_then(|index| events.get(index))) {
+        // A number of the event in the append would be taken for its id.
+        (AppendError::Invalid { reason, .. }, Some(event)) => {
+            format!("the {} that it emits is refused: {reason}", event.event_type)
+        }
+        _ => error.to_string(),
+    };
+    EmitError::Refused { place, failure: Failure::of_processor(message) }
 }
 
 /// Returns the index of the event that an error of an append is about, if it is known.

@@ -120,6 +120,8 @@ pub(crate) struct Append {
     pub(crate) function: String,
     /// The function that appends at a later time, qualified and quoted: `"espd"."append_at"`.
     pub(crate) append_at: String,
+    /// The functions that find and refuse a body that is not as declared, qualified and quoted.
+    pub(crate) departing: [String; 2],
     /// The function that cancels what is to be appended later, qualified and quoted: `"espd"."cancel_scheduled"`.
     pub(crate) cancel_scheduled: String,
     /// The constraints that keep an event from being stored twice, or in a place that is taken, not quoted.

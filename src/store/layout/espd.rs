@@ -45,6 +45,7 @@ impl Layout {
             append: Some(Append {
                 function: qualified(Name::AppendEvents),
                 append_at: qualified(Name::AppendAt),
+                departing: ["find_departing", "refuse_departing"].map(|name| format!("{schema}.\"{name}\"")),
                 cancel_scheduled: qualified(Name::CancelScheduled),
                 set_bell: format!("{schema}.\"set_bell\""),
                 keys: names.event_keys(),

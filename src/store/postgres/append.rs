@@ -48,6 +48,7 @@ pub(super) struct Statements {
     append_tagged: SqlStr,
     tagged_event: tagged_event::Statements,
     find_uuids: SqlStr,
+    refuse_departing: SqlStr,
     /// The names of what appends.
     pub(super) append: Append,
     /// Whether statements stay prepared in the session.
@@ -57,6 +58,7 @@ pub(super) struct Statements {
 impl Statements {
     pub(super) fn new(layout: &Layout, append: &Append) -> Self {
         let (events, append_events) = (layout.events_table(), &append.function);
+        let [find, refuse] = &append.departing;
         Self {
             insert: insert::Statements::new(events, append),
             call_function: sql(format!(
@@ -70,6 +72,13 @@ impl Statements {
             find_uuids: sql(format!(
                 "-- find_uuids
                 select uuid from {events} where uuid = any ($1)"
+            )),
+            refuse_departing: sql(format!(
+                "-- refuse_departing
+                select {refuse}(departure) from {find}($1::text[], $2::jsonb[], array(
+                  select exists (select from {events} as e where e.uuid = given.uuid)
+                  from unnest($3::uuid[]) with ordinality as given (uuid, place) order by place)) as departure
+                where departure is not null"
             )),
             append: append.clone(),
             prepared: true,
@@ -242,6 +251,21 @@ pub(super) async fn find_stored(
 ) -> Result<Vec<Uuid>, sqlx::Error> {
     let query = sqlx::query_scalar(statements.find_uuids.clone()).persistent(statements.prepared);
     query.bind(uuids).fetch_all(connection).await
+}
+
+/// Refuses events that are to be appended later and have a body that is not as declared, except those that are stored.
+pub(super) async fn refuse_departing(
+    statements: &Statements,
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+) -> Result<(), AppendError> {
+    let query = sqlx::query(statements.refuse_departing.clone()).persistent(statements.prepared);
+    let query = query
+        .bind(events.iter().map(|event| &event.event_type).bind_iter())
+        .bind(events.iter().map(|event| Jsonb(&event.body)).bind_iter())
+        .bind(events.iter().map(|event| event.uuid).bind_iter());
+    let refused = query.execute(connection).await;
+    refused.map(drop).map_err(|error| refusal::translate(error, events))
 }
 
 async fn call_function(

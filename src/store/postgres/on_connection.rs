@@ -32,6 +32,15 @@ impl TransactionAppender {
         append::find_stored(&self.0, connection, uuids).await
     }
 
+    /// Refuses events that are to be appended later, as an append of them would where their bodies are not as declared.
+    pub(crate) async fn check_bodies(
+        &self,
+        connection: &mut PgConnection,
+        events: &[NewEvent],
+    ) -> Result<(), AppendError> {
+        append::refuse_departing(&self.0, connection, events).await
+    }
+
     /// Appends as [`PostgresEventStore::append_in`](super::PostgresEventStore::append_in) does.
     pub(crate) async fn append(
         &self,

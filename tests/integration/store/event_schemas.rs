@@ -354,6 +354,48 @@ async fn every_other_client_is_held_to_what_is_declared() {
     assert_eq!(numbers(&db.pool, "select count(*) from espd.events").await, [1]);
 }
 
+/// When it is due, nobody is left to be told.
+#[tokio::test]
+async fn what_a_reactor_emits_for_later_is_checked_when_it_is_emitted() {
+    let (db, installation, _store) = declared().await;
+    let by_sql = |name: &str, call: &str| {
+        format!(
+            "[reactor]\nname = '{name}'\nemits = ['Checked']\nstart = 'beginning'\n[[reactor.on]]\nevents = ['A']\n\
+             sql = \"perform espd.{call}\"\n"
+        )
+    };
+    let at = "emit_at('Checked', event.aggregate_id, event.body, clock_timestamp() + interval '1 hour')";
+    let after = "emit_after('Checked', event.aggregate_id, event.body, interval '1 hour')";
+    let program = "[reactor]\nname = 'later'\nevents = ['A']\nstart = 'beginning'\nemits = ['Checked']\ncommand = ['python3', 'later.py']\n";
+    let script = "import json, sys\nsys.stdin.readline()\nprint('{\"ready\":1}', flush=True)\n\
+        for line in sys.stdin:\n    batch = json.loads(line)\n    for e in batch['events']:\n        \
+            print(json.dumps({'done': e['id'], 'actions': [{'emit': 'Checked', 'aggregate_id': e['aggregate_id'], 'body': e['body'], 'after': 3600}]}))\n    \
+        print(json.dumps({'end': batch['batch']}), flush=True)\n";
+    std::fs::write(installation.path().join("processors/later.py"), script).unwrap();
+    installation.declare("at", &by_sql("at", at));
+    installation.declare("after", &by_sql("after", after));
+    installation.declare("later", program);
+    let append = "select id from espd.append('[
+        {\"aggregate_id\": \"00000000-0000-0000-0000-00000000000a\", \"type\": \"A\", \"body\": {\"n\": 1}},
+        {\"aggregate_id\": \"00000000-0000-0000-0000-00000000000a\", \"type\": \"A\", \"body\": {\"n\": 0}}]')";
+    sqlx::query(append).execute(&db.pool).await.unwrap();
+    let daemon = installation.start_daemon();
+    for name in ["at", "after", "later"] {
+        let failure = "select last_error from espd.trackers where name = $1 and attempts > 0";
+        let failure: Value = eventually(&format!("a refused emission of {name}"), async || {
+            sqlx::query_scalar(failure).bind(name).fetch_optional(&db.pool).await.unwrap()
+        })
+        .await;
+        let message = failure["message"].as_str().unwrap();
+        assert!(message.contains("/n of Checked is not as declared: expected {\"minimum\": 1}"), "{failure}");
+        assert_eq!(failure["event_id"], 2, "{failure}");
+    }
+    daemon.stop().await;
+    let kept = "select count(*) from espd.emissions where (body->>'n')::int = 1";
+    assert_eq!(numbers(&db.pool, kept).await, [3]);
+    assert_eq!(numbers(&db.pool, "select count(*) from espd.emissions").await, [3]);
+}
+
 #[tokio::test]
 async fn what_is_stored_stays_and_is_found_when_it_is_appended_again() {
     let (db, installation, store) = declared().await;
