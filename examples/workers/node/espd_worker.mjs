@@ -11,12 +11,35 @@ async function hear() {
   return done ? undefined : parse(value);
 }
 
-/** A number that a JavaScript number would round. It is passed on with all its digits; to calculate with it is an error. */
+/** Whether a message is written in which numbers are marked. */
+let marking = false;
+
+/**
+ * A number that a JavaScript number would round. It is passed on as a number with all its digits; to calculate with it is an error.
+ * `new Exact("12345678901234567890.12")` makes one.
+ */
 export class Exact {
-  constructor(digits) { this.digits = digits; }
-  toJSON() { return this.digits; }
+  constructor(digits) {
+    if (!NUMBER.test(digits)) throw new TypeError(`${digits} is no number of JSON`);
+    this.digits = String(digits);
+  }
+  toJSON() { return marking ? `\0${this.digits}\0` : this.digits; }
   toString() { return this.digits; }
   valueOf() { throw new RangeError(`${this.digits} is no JavaScript number: use its digits`); }
+}
+
+/** A number of JSON. */
+const NUMBER = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
+
+/** A message as JSON, where each Exact is a number. It is marked with NUL characters, which no text of PostgreSQL has. */
+function encode(message) {
+  marking = true;
+  try {
+    const text = JSON.stringify(message);
+    return text.includes("\\u0000") ? text.replace(/"\\u0000([-+.\deE]+)\\u0000"/g, "$1") : text;
+  } finally {
+    marking = false;
+  }
 }
 
 /** Numbers, and where strings begin, in which no number is looked for. */
@@ -84,7 +107,7 @@ class Espd {
   cancel(key) { this.actions.push({ cancel: key }); }
   /** The row with this key as the events before have left it, or null. */
   async read(table, key) {
-    await say([...this.answers.splice(0), JSON.stringify({ read: table, key })]);
+    await say([...this.answers.splice(0), encode({ read: table, key })]);
     return (await hear()).row;
   }
 }
@@ -106,7 +129,7 @@ async function handleAll({ batch, events }, handle, answers) {
     try {
       await handle(event, espd);
       // An id may have more digits than a number, and is written as one all the same.
-      answers.push(`{"done":${id},"actions":${JSON.stringify(espd.actions)}}`);
+      answers.push(`{"done":${id},"actions":${encode(espd.actions)}}`);
     } catch (error) {
       const said = JSON.stringify({ error: String(error), detail: error?.stack });
       return `{"failed":${id},${said.slice(1)}`;
