@@ -17,8 +17,8 @@ use crate::processing::tracker::TrackerRow;
 #[command(
     after_help = "The daemon that runs the processor handles the events with its current handlers, ordered by id. Events that\n\
     wait behind one follow it. An event that fails again stays set aside, and so do those that wait behind it.\n\
-    Exit code 0 if all were handled or no daemon runs the processor now, 1 if some failed again, 75 if the time\n\
-    limit was exceeded before all were tried.\n\n\
+    Exit code 0 if all were handled, 1 if some failed again, 75 if the time limit was exceeded before all were tried, or\n\
+    nobody tries them now because the processor is paused or stopped, or no daemon runs it: the request is kept.\n\n\
     Examples:\n  \
     espctl dead-letters retry outstanding_todos 4711\n  \
     espctl dead-letters retry outstanding_todos --error 'due_date'\n  \
@@ -27,7 +27,7 @@ use crate::processing::tracker::TrackerRow;
 pub(crate) struct Arguments {
     #[command(flatten)]
     target: Target,
-    /// How long to wait for the outcome; the retry continues afterwards. 0s: do not wait
+    /// How long to wait for the outcome; the retry continues afterwards. 0s: do not wait, and end with 0
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
 }
@@ -62,9 +62,15 @@ pub(crate) async fn run(arguments: Arguments, operator: &Operator<'_>) -> anyhow
     let row = await_owner(operator, row, arguments.wait).await?;
     if let Some(obstacle) = find_obstacle(operator, &row).await? {
         let dead_letters = count_dead_letters(requested.events.len() as i64);
-        return output::print(&format!("requested a retry of {dead_letters} of {name}: {obstacle}"));
+        let message = format!("requested a retry of {dead_letters} of {name}: {obstacle}");
+        return if arguments.wait.is_zero() { output::print(&message) } else { Err(timed_out(message)) };
     }
     wait(operator, &name, &requested, arguments.wait).await
+}
+
+/// What ends the command where nobody has tried the events.
+fn timed_out(message: String) -> anyhow::Error {
+    Exit { code: ExitCode::Timeout, message }.into()
 }
 
 /// Why the processor does not handle the events now, also where no daemon has noticed that its store is another one.

@@ -31,8 +31,8 @@ async fn a_hundred_thousand_dead_letters_are_counted_asked_for_and_discarded_in_
         (command(&["list"]), "99,900 more", 3),
         (command(&["list", "notes", "--error", "no 77", "-n", "3"]), "8 more", 3),
         (command(&["show", "notes", "1", "--json"]), "\"waiting\": 99", 3),
-        (command(&["retry", "notes", "1", "--yes"]), "100 dead letters of notes", 5),
-        (command(&["retry", "notes", "--all", "--yes"]), "100,000 dead letters of notes", 30),
+        (command(&["retry", "notes", "1", "--yes", "--wait", "0s"]), "100 dead letters of notes", 5),
+        (command(&["retry", "notes", "--all", "--yes", "--wait", "0s"]), "100,000 dead letters of notes", 30),
         (command(&["discard", "notes", "1", "--yes"]), "still set aside behind these: 99 dead letters", 5),
         (command(&["discard", "notes", "--all", "--yes"]), "discarded 99,999 dead letters", 30),
     ] {

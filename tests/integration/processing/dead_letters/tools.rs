@@ -173,17 +173,20 @@ async fn a_change_has_to_name_what_it_is_about() {
 #[tokio::test]
 async fn a_retry_says_why_it_does_not_happen_now() {
     let (db, installation) = parked().await;
-    let retry =
-        async || installation.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.printed();
+    let retry = async || {
+        installation.espctl(&["dead-letters", "retry", "notes", "--all", "--yes"]).await.complained(75)
+    };
     let said = retry().await;
     assert_eq!(
         said,
-        "requested a retry of 3 dead letters of notes: no daemon runs the processor now; the next one that does handles them\n"
+        "error: requested a retry of 3 dead letters of notes: no daemon runs the processor now; the next one that does handles them\n"
     );
     let list = installation.espctl(&["dead-letters", "list"]).await.printed();
     assert_eq!(list.matches("retry requested").count(), 3, "{list}");
     installation.espctl(&["pause", "notes"]).await.printed();
     assert!(retry().await.contains("the processor is paused; run `espctl resume notes`"));
+    let unwaited = ["dead-letters", "retry", "notes", "--all", "--yes", "--wait", "0s"];
+    assert!(installation.espctl(&unwaited).await.printed().contains("the processor is paused"));
     // What waits is not handled before what it waits for, however it is selected.
     sqlx::query("update espd.dead_letters set retry_requested_at = null").execute(&db.pool).await.unwrap();
     let outcome =
