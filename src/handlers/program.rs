@@ -251,8 +251,9 @@ impl<'d> Remainder<'d> {
     }
 }
 
-/// Ends the session after a batch that was not handled whole, and describes the failure.
+/// Ends the session after a batch that was not handled whole, and describes the failure, without what is not shown.
 async fn end_session(session: ProgramSession, error: SessionError) -> Failure {
+    let hidden = session.hidden.clone();
     let (message, detail, tail) = match error {
         SessionError::Violation(what) | SessionError::Broken(what) => {
             let tail = session.kill().await;
@@ -264,10 +265,16 @@ async fn end_session(session: ProgramSession, error: SessionError) -> Failure {
             (error, detail, session.stop().await)
         }
         SessionError::Refused(failure) => {
-            return Failure { stderr: session.stop().await.as_deref().and_then(last_words), ..*failure };
+            return Failure {
+                message: hidden.conceal(&failure.message),
+                detail: failure.detail.as_deref().map(|detail| hidden.conceal(detail)),
+                stderr: session.stop().await.as_deref().and_then(last_words),
+                ..*failure
+            };
         }
     };
-    let short = |text: String| text.chars().take(TEXT_MAX).collect::<String>();
+    // It is cut last: half a secret is not recognized.
+    let short = |text: String| hidden.conceal_excerpt(&text).chars().take(TEXT_MAX).collect::<String>();
     let stderr = tail.as_deref().and_then(last_words);
     Failure { detail: detail.map(short), stderr, ..Failure::of_processor(short(message)) }
 }

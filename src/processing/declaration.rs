@@ -5,6 +5,7 @@
 
 mod approve;
 mod fingerprint;
+mod hidden_texts;
 mod isolation;
 mod kind;
 mod on_handler_change;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::postgres::source_text::SourceText;
 pub use approve::Approve;
 pub(crate) use fingerprint::{are_comparable, upcast_fingerprint};
+pub(crate) use hidden_texts::HiddenTexts;
 pub use isolation::Isolation;
 pub use kind::ProcessorKind;
 pub use on_handler_change::OnHandlerChange;
@@ -38,7 +40,7 @@ pub use synchronous::Synchronous;
 pub(crate) use table::CreateTable;
 pub use table::TableDeclaration;
 pub use webhook::WebhookDeclaration;
-pub(crate) use webhook::{Header, HiddenTexts, InvalidReceiver, ReceiverUrl, SigningSecret};
+pub(crate) use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret};
 
 use crate::retry::RetryPolicy;
 

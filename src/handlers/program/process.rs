@@ -66,7 +66,7 @@ pub(super) enum ProcessError {
     Ended(ExitStatus),
     #[error("closed its standard output")]
     Closed,
-    #[error("was silent for {} s while an answer was due (command_timeout)", .0.as_secs_f32())]
+    #[error("gave no answer within {} s (command_timeout)", .0.as_secs_f32())]
     Silent(Duration),
     #[error("had {used} bytes of memory in use, more than the {max} of command_memory_max")]
     TooLarge { used: u64, max: u64 },
@@ -90,8 +90,12 @@ impl ProgramProcess {
         widen(input.as_ref().map(|input| input.as_fd()));
         widen(Some(output.as_fd()));
         let stderr_tail = StderrTail::default();
-        let stderr_forwarding =
-            tokio::spawn(stderr::forward(processor.to_owned(), errors, stderr_tail.clone()));
+        let stderr_forwarding = tokio::spawn(stderr::forward(
+            processor.to_owned(),
+            declaration.hidden(),
+            errors,
+            stderr_tail.clone(),
+        ));
         Ok(Self {
             child,
             group,

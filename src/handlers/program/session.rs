@@ -10,7 +10,7 @@ use super::log_limit::{LINE_MAX, LogDecision, LogLimit, log_suppressed, truncate
 use super::process::{ProcessError, ProgramProcess};
 use super::protocol::{Handshake, IncomingMessage, OutgoingMessage, READY_AGAIN, VERSION};
 use crate::process::exit_code::describe_foreign_end;
-use crate::processing::declaration::ProgramDeclaration;
+use crate::processing::declaration::{HiddenTexts, ProgramDeclaration};
 
 /// How long every program may take to start, whatever `command_timeout` says: it loads more than it does for an answer.
 const START_TIMEOUT_MIN: Duration = Duration::from_secs(10);
@@ -25,6 +25,8 @@ pub(super) struct ProgramSession {
     process: ProgramProcess,
     /// Limits how many of the program's `log` messages are logged.
     log_limit: LogLimit,
+    /// What is not shown, also where the program repeats it.
+    pub(super) hidden: HiddenTexts,
     /// Whether it has handled no batch yet.
     pub(super) is_new: bool,
 }
@@ -58,7 +60,8 @@ impl ProgramSession {
             StartError::NotStarted { program: program.clone(), folder, error }
         })?;
         let (processor, log_limit) = (handshake.processor.to_owned(), LogLimit::new(Instant::now()));
-        let mut session = Self { processor, process, log_limit, is_new: true };
+        let hidden = declaration.hidden();
+        let mut session = Self { processor, process, log_limit, hidden, is_new: true };
         session.send(&OutgoingMessage::Handshake { hello: handshake });
         match session.wait_until_ready(declaration.timeout.max(START_TIMEOUT_MIN)).await {
             Ok(theirs) if theirs == i64::from(VERSION) => {
@@ -67,7 +70,10 @@ impl ProgramSession {
                 Ok(session)
             }
             Ok(theirs) => Err(StartError::OtherVersion { program, theirs }),
-            Err(what) => Err(StartError::NotReady { program, what, stderr_tail: session.kill().await }),
+            Err(what) => {
+                let what = session.hidden.conceal_excerpt(&what);
+                Err(StartError::NotReady { program, what, stderr_tail: session.kill().await })
+            }
         }
     }
 
@@ -93,7 +99,7 @@ impl ProgramSession {
                 Ok(Ok(IncomingMessage::Log { .. })) => {}
                 Ok(Ok(IncomingMessage::Ready(_))) => return Some(READY_AGAIN.to_owned()),
                 Ok(Ok(_)) => return Some("answered before it was sent an event".to_owned()),
-                Ok(Err(violation)) => return Some(violation.0),
+                Ok(Err(violation)) => return Some(self.hidden.conceal_excerpt(&violation.0)),
                 // It waits, or has ended, as some do that were never sent anything.
                 Err(_) => return None,
             }
@@ -138,10 +144,10 @@ impl ProgramSession {
 
     /// Logs a `log` message of the program.
     pub(super) fn log(&mut self, message: &str, level: Level) {
-        let line = truncate(message, LINE_MAX);
-        let LogDecision::Log { suppressed } = self.log_limit.decide(Instant::now(), line.len()) else {
-            return;
-        };
+        let length = truncate(message, LINE_MAX).len();
+        let LogDecision::Log { suppressed } = self.log_limit.decide(Instant::now(), length) else { return };
+        let shown = self.hidden.conceal(message);
+        let line = truncate(&shown, LINE_MAX);
         let processor = &self.processor;
         log_suppressed(processor, suppressed);
         match level {

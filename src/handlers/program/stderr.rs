@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tracing::info;
 
 use super::log_limit::{LINE_MAX, LogDecision, LogLimit, log_suppressed, truncate};
+use crate::processing::declaration::HiddenTexts;
 
 /// Lines, and bytes of them, that [`StderrTail`] keeps.
 const TAIL_LINES_MAX: usize = 12;
@@ -57,19 +58,24 @@ fn tells_what(line: &str) -> bool {
     !line.starts_with(char::is_whitespace) && line.contains(char::is_alphanumeric) && !is_version()
 }
 
-/// Logs what a program writes to standard error, until the pipe closes.
-pub(super) async fn forward(processor: String, mut source: impl AsyncRead + Unpin, tail: StderrTail) {
+/// Logs what a program writes to standard error, without what is `hidden`, until the pipe closes.
+pub(super) async fn forward(
+    processor: String,
+    hidden: HiddenTexts,
+    mut source: impl AsyncRead + Unpin,
+    tail: StderrTail,
+) {
     let (mut chunk, mut line) = (vec![0; 64 << 10], PartialLine::default());
     let mut limit = LogLimit::new(Instant::now());
     while let Ok(1..) = source.read(&mut chunk).await.inspect(|length| {
         for part in chunk[..*length].split_inclusive(|byte| *byte == b'\n') {
             if let Some(whole) = line.add(part) {
-                log(&processor, &whole, &mut limit, &tail);
+                log(&processor, &hidden.conceal_excerpt(&whole), &mut limit, &tail);
             }
         }
     }) {}
     if !line.is_empty() {
-        log(&processor, &line.take(), &mut limit, &tail);
+        log(&processor, &hidden.conceal_excerpt(&line.take()), &mut limit, &tail);
     }
     log_suppressed(&processor, limit.take_suppressed());
 }
@@ -149,7 +155,7 @@ mod tests {
             ("  indented\n  only\n".to_owned(), "  only"),
         ] {
             let tail = StderrTail::default();
-            forward("p".into(), written.as_bytes(), tail.clone()).await;
+            forward("p".into(), HiddenTexts::default(), written.as_bytes(), tail.clone()).await;
             assert_eq!(find_telling(&tail.read().unwrap()), Some(told), "{written}");
         }
         assert_eq!(find_telling("\n"), None);
@@ -160,10 +166,10 @@ mod tests {
         let tail = StderrTail::default();
         assert_eq!(tail.read(), None);
         let written: String = (0..1_000).map(|n| format!("line {n}\n\n")).collect();
-        forward("p".into(), written.as_bytes(), tail.clone()).await;
+        forward("p".into(), HiddenTexts::default(), written.as_bytes(), tail.clone()).await;
         let kept = tail.read().unwrap();
         assert!(kept.starts_with("line 988\n") && kept.ends_with("\nline 999"), "{kept}");
-        forward("p".into(), "é".repeat(5_000).as_bytes(), tail.clone()).await;
+        forward("p".into(), HiddenTexts::default(), "é".repeat(5_000).as_bytes(), tail.clone()).await;
         assert!(tail.read().unwrap().len() <= TAIL_BYTES_MAX);
     }
 }

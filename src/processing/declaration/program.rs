@@ -7,7 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use url::Url;
+
+use super::hidden_texts::HiddenTexts;
 use super::{HandledEvents, SourceText};
+
+/// The schemes of HTTP after which credentials follow, which are secret without them.
+const SCHEMES: [&str; 3] = ["bearer", "basic", "token"];
 
 /// A program that handles events, in any language: `docs/worker-protocol.md`.
 ///
@@ -36,6 +42,24 @@ pub struct ProgramDeclaration {
 }
 
 impl ProgramDeclaration {
+    /// The values of the environment, in each form in which the program may repeat them.
+    pub(crate) fn hidden(&self) -> HiddenTexts {
+        let values = self.environment.values().map(Secret::expose);
+        let parts = |value: &'_ str| -> Vec<String> {
+            let lines = value.lines().map(|line| line.trim().to_owned());
+            let password = Url::parse(value).ok().and_then(|url| url.password().map(str::to_owned));
+            let credentials = value
+                .split_once(' ')
+                .filter(|(scheme, _)| SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()));
+            std::iter::once(value.to_owned())
+                .chain(lines)
+                .chain(password)
+                .chain(credentials.map(|(_, credentials)| credentials.trim().to_owned()))
+                .collect()
+        };
+        HiddenTexts::new(values.flat_map(parts).collect())
+    }
+
     /// Declares a program with a timeout of 30 s, no memory limit, and no further environment variables.
     pub fn new(events: HandledEvents, command: Vec<String>, folder: PathBuf) -> Self {
         let (place, timeout) = (SourceText::unplaced("command"), Duration::from_secs(30));

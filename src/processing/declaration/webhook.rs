@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::HandledEvents;
-
-/// What is shown in the place of a secret.
-const HIDDEN: &str = "***";
+use super::hidden_texts::{HIDDEN, HiddenTexts};
 
 /// A receiver of events: `docs/webhooks.md`.
 ///
@@ -69,32 +67,6 @@ fn decode_basic(authorization: &str) -> Option<[String; 3]> {
     let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (name, password) = decoded.split_once(':')?;
     Some([name.to_owned(), password.to_owned(), decoded.clone()])
-}
-
-/// Texts that must not be shown.
-#[derive(Clone, Default)]
-pub(crate) struct HiddenTexts(Vec<String>);
-
-impl HiddenTexts {
-    /// A text shorter than four characters is no secret, and would be found everywhere.
-    fn new(mut texts: Vec<String>) -> Self {
-        texts.retain(|text| text.len() >= 4);
-        // A text may be a part of another one.
-        texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        texts.dedup();
-        Self(texts)
-    }
-
-    /// Returns a text without them. It has to be a complete one: of what was cut in two, the halves are not recognized.
-    pub(crate) fn conceal(&self, text: &str) -> String {
-        self.0.iter().fold(text.to_owned(), |text, hidden| text.replace(hidden, HIDDEN))
-    }
-}
-
-impl fmt::Debug for HiddenTexts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HiddenTexts({})", self.0.len())
-    }
 }
 
 /// The URL of a receiver: `http` or `https`, with a host, without a fragment. Parts that may be secret are not shown.

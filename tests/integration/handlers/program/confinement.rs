@@ -48,6 +48,71 @@ fn declare_seeing(installation: &Installation) {
     );
 }
 
+/// A program that says what is secret in each way that it has.
+const TELLING: &str = r#"
+import json, os, sys
+token = os.environ["TOKEN"]
+sys.stdin.readline()
+print('{"ready":1}', flush=True)
+for line in sys.stdin:
+    batch = json.loads(line)
+    event = batch["events"][0]
+    print(json.dumps({"log": "logged " + token}))
+    print("written " + token, file=sys.stderr, flush=True)
+    way = event["body"]["way"]
+    if way == "failed":
+        print(json.dumps({"failed": event["id"], "error": "401 for Bearer " + token, "detail": "detail " + token}), flush=True)
+    elif way == "refused":
+        print(json.dumps({"done": event["id"], "actions": [{"upsert": "told", "row": {"id": 1, "n": token}}]}))
+        print(json.dumps({"end": batch["batch"]}), flush=True)
+    else:
+        print("x" * (190 - 8) + token + "x" * 200, flush=True)
+"#;
+
+#[tokio::test]
+async fn a_program_that_repeats_a_value_of_its_environment_does_not_show_it() {
+    let secret = "hunter2-secret-value";
+    for way in ["failed", "refused", "violated"] {
+        let db = support::database().await;
+        let installation = Installation::new(&db.url, "");
+        std::fs::write(installation.path().join("processors/telling.py"), TELLING).unwrap();
+        installation.declare(
+            "telling",
+            &format!(
+                "[projector]\nname = 'telling'\nevents = ['A']\ncommand = ['python3', 'telling.py']\n\
+                 command_environment = {{ TOKEN = '{secret}', MODE = 'true' }}\n\
+                 [projector.tables]\ntold = 'id int primary key, n int'\n"
+            ),
+        );
+        let append = "insert into espd.events (aggregate_id, type, version, body)
+             select gen_random_uuid(), 'A', 1, jsonb_build_object('way', $1::text)";
+        sqlx::query(append).bind(way).execute(&db.pool).await.unwrap();
+        let daemon = installation.start_daemon();
+        let written = daemon.says("the program wrote to its standard error").await;
+        assert_eq!(written["line"], "written ***", "{written}");
+        assert_eq!(daemon.says("the program says").await["line"], "logged ***");
+        daemon.says("could not handle an event").await;
+        let status = eventually("the failure", async || {
+            Some(installation.status("telling").await).filter(|status| status["last_error"]["event_id"] == 1)
+        })
+        .await;
+        let failure = status["last_error"].to_string();
+        let words = match way {
+            "failed" => "401 for Bearer ***",
+            "refused" => "***",
+            _ => "xxxx***",
+        };
+        assert!(failure.contains(words), "{failure}");
+        let shown = format!(
+            "{status} {:?} {}",
+            daemon.log(),
+            installation.espctl(&["status", "telling"]).await.printed()
+        );
+        assert!(!shown.contains("hunter2"), "{way}: {shown}");
+        daemon.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_program_sees_nothing_of_espd_but_what_it_needs() {
     let db = support::database().await;

@@ -32,8 +32,8 @@ const AT_AN_EVENT: [(&str, &str); 16] = [
 /// The same, of workers that make it hard for others.
 const LOUD_AT_AN_EVENT: [(&str, &str); 6] = [
     ("endless_line", "the program wrote a line of more than 16777216 bytes"),
-    ("stuck", "the program was silent for 2 s while an answer was due (command_timeout)"),
-    ("chatters", "the program was silent for 2 s while an answer was due (command_timeout)"),
+    ("stuck", "the program gave no answer within 2 s (command_timeout)"),
+    ("chatters", "the program gave no answer within 2 s (command_timeout)"),
     ("floods", "the program ended with exit code 3"),
     ("closes", "the program closed its standard output"),
     ("hoards", "more than the 100663296 of command_memory_max"),
@@ -44,7 +44,7 @@ const BEFORE_ANY: [(&str, &str); 5] = [
     ("eager", "\"python3\" wrote {\\\"done\\\": 1} before it said {\"ready\":1}"),
     ("other_version", "\"python3\" speaks version 2 of the protocol, this espd version 1"),
     ("ready_twice", "the program wrote `ready` again before it answered an event"),
-    ("mute", "\"python3\" was silent for 10 s"),
+    ("mute", "\"python3\" gave no answer within 10 s"),
     (
         "stillborn",
         "\"python3\" ended with exit code 1 before it said {\"ready\":1}; it wrote to standard error: no such module: todos",
