@@ -64,7 +64,12 @@ impl Answer {
                     "there will never be a receiver at this URL again; change the URL or remove the reactor";
                 self.fail(format!("{}: {meaning}", self.status_line()), wait, hidden)
             }
-            status if status.is_redirection() => self.fail(self.describe_redirect(hidden), wait, hidden),
+            status
+                if leads_elsewhere(status)
+                    || self.headers.contains_key(LOCATION) && status.is_redirection() =>
+            {
+                self.fail(self.describe_redirect(hidden), wait, hidden)
+            }
             _ => self.fail(self.status_line(), wait, hidden),
         }
     }
@@ -132,6 +137,18 @@ impl Answer {
             Err(message) => failed("and wants something that is not possible", message),
         }
     }
+}
+
+/// Whether a status says that the receiver is somewhere else, with or without saying where. 304, for example, does not.
+fn leads_elsewhere(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT
+    )
 }
 
 /// The beginning of a text from the receiver, in one line. It is cut last: half a secret is not recognized.

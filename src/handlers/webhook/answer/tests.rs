@@ -182,6 +182,14 @@ fn a_failure_shows_the_beginning_of_the_answer_on_one_line() {
         panic!()
     };
     assert!(failure.message.contains("https://a.example/"), "{failure}");
+    for (status, is_redirect) in [(301, true), (308, true), (300, false), (304, false)] {
+        let DeliveryResult::Failed { failure, .. } =
+            answer(status, &[], "").classify(now(), &HiddenTexts::default())
+        else {
+            panic!()
+        };
+        assert_eq!(failure.message.contains("redirects are not followed"), is_redirect, "{failure}");
+    }
     let DeliveryResult::Failed { failure, .. } =
         answer(410, &[], "").classify(now(), &HiddenTexts::default())
     else {
