@@ -42,8 +42,8 @@ impl HiddenTexts {
     /// The text, without an end that is the beginning of one of them.
     fn conceal_end(&self, text: &str) -> String {
         let begun = |hidden: &String| {
-            let ends = (4..hidden.len()).rev().filter(|end| hidden.is_char_boundary(*end));
-            ends.into_iter().find(|end| text.ends_with(&hidden[..*end]))
+            let mut ends = (4..hidden.len()).rev().filter(|end| hidden.is_char_boundary(*end));
+            ends.find(|end| text.ends_with(&hidden[..*end]))
         };
         match self.0.iter().filter_map(begun).max() {
             Some(length) => format!("{}{HIDDEN}", &text[..text.len() - length]),
