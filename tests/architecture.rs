@@ -212,6 +212,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("operations/rebuild/part.rs", "sets a limit within the transaction that it begins so"),
     ("processing/emission/relay/moving.rs", "savepoints, within the transaction of the relay"),
     ("processing/processor/base.rs", "sets limits within the transaction of those who call it"),
+    ("processing/processor/unreadable.rs", "savepoints, and the transaction of the batch"),
     ("processing/processor/tables.rs", "changes tables and reads catalogs"),
     ("processing/processor/tables/altering.rs", "within transactions that it or who calls it begins so"),
     ("processing/processor/tables/dependents.rs", "changes tables and reads catalogs"),

@@ -52,7 +52,7 @@ use crate::processing::processor::{
     BatchRequest, OthersObjects, Outcome, Processor, ProcessorBase, ProcessorError, Work,
 };
 use crate::processing::tracker::{Claim, ProcessorKey, ReplayEffects, Reset};
-use crate::store::layout::{Bodies, Layout};
+use crate::store::layout::Layout;
 
 /// A processor that is declared in SQL, ready to run.
 #[derive(Debug)]
@@ -190,10 +190,15 @@ impl SqlProcessor {
         let Some(locked) = trackers.lock_for_reading(&mut transaction, request.claim).await? else {
             return Ok(None);
         };
-        let batch = self
-            .base
-            .read_batch(&mut transaction, request, locked.witness, locked.partitions.as_deref())
-            .await?;
+        let (witness, partitions) = (locked.witness, locked.partitions.as_deref());
+        let batch = match self.base.read_batch(&mut transaction, request, witness, partitions).await {
+            Err(ProcessorError::Database(error)) if !is_infrastructure_error(&error) => {
+                self.base
+                    .read_before_unreadable(&mut transaction, request, witness, partitions, &error)
+                    .await?
+            }
+            read => read?,
+        };
         let arrays = (1..=remote::ARRAYS).map(remote::parameter).collect::<Vec<_>>().join(", ");
         let statement = self.statement(&format!("{}, {arrays}", Self::arguments(request, batch.upto)));
         let call = remote::bind(&batch, sqlx::query_as(AssertSqlSafe(statement)).persistent(false));
@@ -271,7 +276,9 @@ fn source_in(layout: &Layout) -> EventSource<'_> {
         source: layout.source(),
         table: layout.events_table(),
         trackers: &layout.names().tracker_table,
-        json_bodies: (layout.bodies == Bodies::Json).then_some(layout.events_table()),
+        stored: layout.stored_source(),
+        may_be_unreadable: layout.may_be_unreadable(),
+        is_whole: layout.is_whole() && layout.upcasts().is_empty(),
         upcasts: layout.upcasts(),
     }
 }

@@ -458,7 +458,11 @@ impl<'o> Rebuilding<'o> {
                     failure.stderr.as_ref().map(|line| format!(", and wrote to standard error: {line}"));
                 let said = said.unwrap_or_default();
                 let is_kept = matches!(self.beside, Beside::Archived(_));
-                let remedy = if is_kept && matches!(self.declaration.handling, Handling::Sql(_)) {
+                let remedy = if failure.is_unreadable {
+                    "correct the upcast that reads the event; one whose stored JSON `jsonb` refuses can only be set aside, by `on_failure` \
+                     or as a dead letter of the version that serves"
+                        .to_owned()
+                } else if is_kept && matches!(self.declaration.handling, Handling::Sql(_)) {
                     // The file has other handlers by now.
                     failure.place = None;
                     format!(

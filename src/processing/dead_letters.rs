@@ -170,6 +170,24 @@ impl DeadLetters {
         Ok(Some((row.try_get::<i32, _>("attempts")?.unsigned_abs(), row.try_get("blocks")?)))
     }
 
+    /// Whether later events of its aggregate wait behind an event that is set aside, for whatever reason; `None`: it is not.
+    pub(crate) async fn find_blocking(
+        &self,
+        connection: impl PgExecutor<'_>,
+        key: &ProcessorKey,
+        event_id: Position,
+    ) -> Result<Option<bool>, sqlx::Error> {
+        let statement = format!(
+            "-- find_blocking
+             select blocks from {}.dead_letters as d
+             where (d.processor, d.version, d.partition) = ({}) and event_id = {event_id}",
+            self.schema,
+            key.arguments()
+        );
+        let row = simple(statement).fetch_optional(connection).await?;
+        row.map(|row| row.try_get("blocks")).transpose()
+    }
+
     /// Lets the dead letters of a `coming` version be as old as those of the same events that the one has which it replaces.
     pub(crate) async fn keep_ages(
         &self,

@@ -38,6 +38,9 @@ pub struct Failure {
     pub stderr: Option<String>,
     /// When it last happened.
     pub at: Option<DateTime<Utc>>,
+    /// Whether the event could not even be read, so that no handler has seen it: an upcast has failed, or its JSON is one that `jsonb`
+    /// refuses.
+    pub is_unreadable: bool,
 }
 
 /// The event that a failure is about.
@@ -84,7 +87,14 @@ impl Failure {
             place: None,
             stderr: None,
             at: None,
+            is_unreadable: false,
         }
+    }
+
+    /// The same failure, as one of reading the event.
+    #[must_use]
+    pub(crate) fn of_reading(self) -> Self {
+        Self { is_unreadable: true, ..self }
     }
 
     /// The same failure, attributed to this event.
@@ -139,7 +149,8 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(event) = &self.event {
-            write!(f, "event {} ({}): ", event.id, event.event_type)?;
+            let what = if self.is_unreadable { ", which cannot be read" } else { "" };
+            write!(f, "event {} ({}){what}: ", event.id, event.event_type)?;
         }
         f.write_str(&self.message)?;
         if let Some(sqlstate) = &self.sqlstate {
@@ -175,6 +186,8 @@ struct FlatFailure {
     stderr: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<DateTime<Utc>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not", rename = "unreadable")]
+    is_unreadable: bool,
 }
 
 impl From<FlatFailure> for Failure {
@@ -187,14 +200,17 @@ impl From<FlatFailure> for Failure {
             }
             _ => None,
         };
-        let FlatFailure { instance, sqlstate, message, detail, hint, place, stderr, at, .. } = flat;
-        Self { event, instance, sqlstate, message, detail, hint, place, stderr, at }
+        let FlatFailure {
+            instance, sqlstate, message, detail, hint, place, stderr, at, is_unreadable, ..
+        } = flat;
+        Self { event, instance, sqlstate, message, detail, hint, place, stderr, at, is_unreadable }
     }
 }
 
 impl From<Failure> for FlatFailure {
     fn from(failure: Failure) -> Self {
-        let Failure { event, instance, sqlstate, message, detail, hint, place, stderr, at } = failure;
+        let Failure { event, instance, sqlstate, message, detail, hint, place, stderr, at, is_unreadable } =
+            failure;
         let (event_id, event_uuid, event_type, aggregate_id) = match event {
             Some(event) => {
                 (Some(event.id), Some(event.uuid), Some(event.event_type), Some(event.aggregate_id))
@@ -214,6 +230,7 @@ impl From<Failure> for FlatFailure {
             place,
             stderr,
             at,
+            is_unreadable,
         }
     }
 }

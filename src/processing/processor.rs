@@ -3,6 +3,7 @@
 mod base;
 mod batch;
 mod tables;
+mod unreadable;
 
 use std::time::{Duration, Instant};
 

@@ -68,6 +68,8 @@ pub(crate) struct Source {
     pub(crate) columns: &'static [(&'static str, &'static str)],
     /// The layers that old events are read through, from the table up.
     upcasts: Vec<Upcast>,
+    /// Whether all events of the table are read.
+    is_whole: bool,
 }
 
 /// What guarantees the order of ids, which decides how the settled horizon is observed and what is checked before.
@@ -195,9 +197,11 @@ impl Layout {
     #[cfg(feature = "daemon")]
     #[must_use]
     pub(crate) fn only(mut self, condition: &str) -> Self {
-        self.events.sql = format!("(select e.* from {} as e where {condition})", self.events.sql);
-        // Readers of such bodies cut off rows of the table itself, before this condition.
-        self.bodies = Bodies::Jsonb;
+        let events = &mut self.events;
+        for source in [&mut events.sql, &mut events.as_stored] {
+            *source = format!("(select e.* from {source} as e where {condition})");
+        }
+        events.is_whole = false;
         self
     }
 
@@ -263,6 +267,16 @@ impl Layout {
     /// an alias. PostgreSQL sees through it: conditions and order reach the table's indexes.
     pub fn source(&self) -> &str {
         &self.events.sql
+    }
+
+    /// As [`Self::source`], without upcasts and with JSON as it is stored, so that no event fails to be read.
+    pub(crate) fn stored_source(&self) -> &str {
+        &self.events.as_stored
+    }
+
+    /// Whether all events of the table are read.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.events.is_whole
     }
 
     /// The channel that the store's writers notify after a commit, not quoted: `espd_events`.

@@ -27,4 +27,5 @@ mod schema;
 mod status;
 mod trace;
 mod trouble;
+mod unreadable;
 mod visible;

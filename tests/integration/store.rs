@@ -5,7 +5,7 @@ pub(crate) mod append_examples;
 mod audit;
 mod bell;
 mod event_schemas;
-mod event_sourcery;
+pub(crate) mod event_sourcery;
 mod functions;
 mod given_up;
 mod horizon;

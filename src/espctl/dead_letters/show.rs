@@ -2,11 +2,13 @@
 
 use chrono::{DateTime, Utc};
 use clap::Args;
+use sqlx::types::Json;
 
 use crate::espctl::output;
 use crate::event::Position;
 use crate::operations::operator::{ExaminedDeadLetter, Operator};
 use crate::operations::status::format::{format_duration, thousands};
+use crate::processing::dead_letters::DeadLetter;
 use crate::visible::{in_block, in_one_line};
 
 #[derive(Args)]
@@ -96,6 +98,16 @@ fn describe_event(ExaminedDeadLetter { event, .. }: &ExaminedDeadLetter) -> anyh
     })
 }
 
+/// What has failed: no handler has seen an event that cannot be read.
+fn what_to_fix(dead_letter: &DeadLetter) -> &'static str {
+    match &dead_letter.failure {
+        Some(Json(failure)) if failure.is_unreadable => {
+            "the upcast that reads the event (where none does, `jsonb` refuses its stored JSON, and no retry helps)"
+        }
+        _ => "the handler or the data it needs",
+    }
+}
+
 fn remedy(ExaminedDeadLetter { dead_letter, queue, .. }: &ExaminedDeadLetter) -> String {
     let name = &dead_letter.processor;
     if let Some((processor, _)) = name.split_once('$') {
@@ -108,9 +120,10 @@ fn remedy(ExaminedDeadLetter { dead_letter, queue, .. }: &ExaminedDeadLetter) ->
             format!("`espctl dead-letters retry {name} {first}` has them handled in order, this one as well.")
         }
         None => format!(
-            "Fix the handler or the data it needs, then run `espctl dead-letters retry {name} {0}`; or discard the event: \
+            "Fix {what}, then run `espctl dead-letters retry {name} {0}`; or discard the event: \
              `espctl dead-letters discard {name} {0}`.",
-            dead_letter.event_id
+            dead_letter.event_id,
+            what = what_to_fix(dead_letter)
         ),
     }
 }

@@ -239,8 +239,8 @@ impl<'t> BatchTransaction<'t> {
                 if !is_infrastructure_error(&error) || UpcastFailure::is_cause_of(&error) =>
             {
                 self.rollback_to_savepoint().await?;
-                let failure = self.base.attribute_failure(&mut self.transaction, request, &error).await?;
-                Err(ProcessorError::Unattributed(Box::new(failure)))
+                let (transaction, partitions) = (&mut self.transaction, self.partitions.as_deref());
+                self.base.read_before_unreadable(transaction, request, witness, partitions, &error).await
             }
             read => read,
         }

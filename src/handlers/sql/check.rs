@@ -53,7 +53,9 @@ async fn check_function(
         source: EVENT_TABLE,
         table: EVENT_TABLE,
         trackers: EVENT_TABLE,
-        json_bodies: None,
+        stored: EVENT_TABLE,
+        may_be_unreadable: false,
+        is_whole: true,
         upcasts: &[],
     };
     let function = match ProcessorFunction::compile(declaration, &scratch.schema, &scratch.scope, source) {

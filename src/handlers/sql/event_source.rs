@@ -15,8 +15,12 @@ pub(crate) enum EventSource<'a> {
         table: &'a str,
         /// The name of the table of trackers, in espd's own schema; not quoted.
         trackers: &'a str,
-        /// The table itself, if its bodies are JSON that `jsonb` may refuse.
-        json_bodies: Option<&'a str>,
+        /// As `source`, without upcasts and with JSON as it is stored, which reading cannot fail at.
+        stored: &'a str,
+        /// Whether it may have an event that cannot be read.
+        may_be_unreadable: bool,
+        /// Whether all events of the table are in the source, and none is read through an upcast.
+        is_whole: bool,
         /// The layers that old events are read through.
         upcasts: &'a [Upcast],
     },

@@ -271,9 +271,8 @@ fn write_function(
     let others = declaration.handlers().iter().zip(recognised).filter(|(_, found)| found.is_err());
     let others: Vec<&str> = others.filter_map(|(handler, _)| handler.events.types()).flatten().collect();
     let (source, table, events) = match source {
-        EventSource::Table { source, table, json_bodies, upcasts, .. } => {
-            let is_layered = json_bodies.is_some() || !upcasts.is_empty();
-            (source, table, events_of(declaration, source, is_layered))
+        EventSource::Table { source, table, may_be_unreadable, .. } => {
+            (source, table, events_of(declaration, source, may_be_unreadable))
         }
         EventSource::Arguments => ("", "", String::new()),
     };

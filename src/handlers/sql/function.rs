@@ -325,13 +325,14 @@ fn fill_source(
     (projector, schema): (&ProcessorDeclaration, &str),
     source: EventSource<'_>,
 ) {
-    let EventSource::Table { source, table, trackers, json_bodies, upcasts } = source else {
+    let EventSource::Table { source, table, trackers, stored, may_be_unreadable, is_whole, upcasts } = source
+    else {
         return template.conditions.push("passed");
     };
-    template.conditions.push(match (json_bodies, upcasts) {
-        (None, []) => "table",
-        (Some(_), []) => "limited",
-        (_, [_, ..]) => "layered",
+    template.conditions.push(match (may_be_unreadable, is_whole) {
+        (false, _) => "table",
+        (true, true) => "limited",
+        (true, false) => "layered",
     });
     template.conditions.push("stored");
     template.values.push(("source", source.to_owned()));
@@ -340,13 +341,14 @@ fn fill_source(
     template.values.push(("diverged", quote_literal(DIVERGED)));
     template.values.push(("foreign_write", quote_literal(FOREIGN_WRITE)));
     template.values.push(("own_changes", own_changes(table, schema, trackers)));
-    if let Some(table) = json_bodies {
+    if may_be_unreadable {
         let types = projector.event_types().map(|types| stored_types(upcasts, types));
-        // Without upcasts the table occurs once in its source.
+        // Where it is whole and without upcasts, the table occurs once in its source.
         let (before, behind) = source.split_once(table).unwrap_or_default();
         template.values.push(("before_table", before.to_owned()));
         template.values.push(("behind_table", behind.to_owned()));
-        template.conditions.push("json_bodies");
+        template.conditions.push("unreadable");
+        template.values.push(("stored_source", stored.to_owned()));
         template.values.push(("table", table.to_owned()));
         template.values.push(("of_stored_types", type_condition(types)));
     }

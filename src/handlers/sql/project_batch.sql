@@ -78,6 +78,13 @@ declare
   -- What the session had changed of espd's own before this batch.
   espd_changes bigint := {{own_changes}};
   --{{end}}
+  --{{if unreadable}}
+  -- Whether the event could not be read; up to where all can be, how many ids are read next, and up to which one.
+  espd_unreadable boolean;
+  espd_readable bigint;
+  espd_step bigint;
+  espd_probe bigint;
+  --{{end}}
   espd_deadline timestamptz := clock_timestamp() + espd_time_max;
   espd_state text;
   espd_message text;
@@ -156,6 +163,14 @@ begin
     espd_bytes := 0;
     espd_id := null;
     espd_last_id := null;
+    --{{if layered}}
+    -- A plan may compute bodies, and conditions of upcasts, before it sorts and cuts off. So where the batch ends is found
+    -- in the events as they are stored: one that cannot be read must not be an error of the events before it.
+    select case when count(*) >= espd_limit then max(e.id) else espd_upto end into espd_position
+      from (select e.id from {{stored_source}} as e
+        where e.id > espd_after and e.id <= espd_upto{{of_stored_types}}
+        order by e.id limit espd_limit) as e;
+    --{{end}}
     begin
       for event in
         --{{if passed}}
@@ -178,12 +193,8 @@ begin
         order by e.id
         --{{end}}
         --{{if layered}}
-        -- A plan may compute bodies before it sorts and cuts off. So first come the ids: a body that cannot be read must
-        -- not be an error of the events before it.
-        select {{columns}} from {{source}} as e where e.id = any (array(
-          select e.id from {{source}} as e
-          where e.id > espd_after and e.id <= espd_upto{{of_types}}
-          order by e.id limit espd_limit))
+        select {{columns}} from {{source}} as e
+        where e.id > espd_after and e.id <= espd_position{{of_types}}
         order by e.id
         --{{end}}
       loop
@@ -235,21 +246,34 @@ begin
         event := espd_event;
       end if;
       --{{end}}
-      --{{if json_bodies}}
+      --{{if unreadable}}
       -- No handler has failed, so an event could not be read: its JSON is one that `jsonb` refuses, such as a zero
-      -- character. This finds the event.
-      if espd_id is null then
-        for event in
-          select e.id, e.uuid, e.aggregate_id, e.type::text as type, e.body from {{table}} as e
-          where e.id > espd_from and e.id <= espd_upto{{of_stored_types}} order by e.id limit espd_limit
-        loop
+      -- character, or an upcast fails. This finds the first such event, whatever the plan has met first: ever more of the events
+      -- are read, then ever fewer.
+      espd_unreadable := espd_id is null and not espd_state like any (array[{{infrastructure}}]);
+      if espd_unreadable then
+        espd_readable := espd_after;
+        espd_step := 1000;
+        while espd_readable < espd_position and espd_id is distinct from espd_readable + 1 loop
+          espd_probe := case when espd_id is null then least(espd_readable + espd_step, espd_position)
+            else (espd_readable + espd_id) / 2 end;
           begin
-            perform event.body::jsonb;
+            perform sum(pg_column_size(row({{columns}}))) from {{source}} as e
+              where e.id > espd_readable and e.id <= espd_probe{{of_types}};
+            espd_readable := espd_probe;
+            espd_step := espd_step * 2;
           exception when others then
-            espd_id := event.id;
-            exit;
+            -- It is behind what can be read, and no farther than this.
+            espd_id := espd_probe;
           end;
         end loop;
+        select e.id, e.uuid, e.aggregate_id, e.type::text as type into event from {{stored_source}} as e where e.id = espd_id;
+        begin
+          event.type := coalesce((select e.type from {{source}} as e where e.id = espd_id), event.type);
+        exception when others then
+          -- An upcast fails at the type as well: it stays the stored one.
+          null;
+        end;
       end if;
       --{{end}}
       if espd_id is null or espd_state like any (array[{{infrastructure}}]) then
@@ -260,6 +284,11 @@ begin
         'aggregate_id', event.aggregate_id, 'sqlstate', espd_state,
         'message', left(espd_message, {{text_max}}), 'detail', nullif(left(espd_detail, {{text_max}}), ''),
         'hint', nullif(left(espd_hint, {{text_max}}), ''), 'context', right(espd_context, {{text_max}}));
+      --{{if unreadable}}
+      if espd_unreadable then
+        espd_failure := espd_failure || '{"unreadable": true}';
+      end if;
+      --{{end}}
       espd_upto := espd_id - 1;
       -- They were handled in time once; all of them have to be before the failure is told.
       espd_deadline := 'infinity';

@@ -182,7 +182,7 @@ fn of_dead_letters(status: &ProcessorStatus, surroundings: Surroundings<'_>) -> 
     };
     let problem = format!("{} of {name} {became}.{held_up}", count(status.dead_letters, "event"));
     let remedy = format!(
-        "`espctl dead-letters list {name}` shows them. Fix the handler, run `espctl reload`, then `espctl dead-letters \
+        "`espctl dead-letters list {name}` shows them. Fix the handler, or the upcast where one could not be read, run `espctl reload`, then `espctl dead-letters \
          retry {name} --all`; `espctl dead-letters discard {name} EVENT` removes what no one needs."
     );
     let advice = Advice::new(Topic::DeadLetters, problem, Some(oldest), remedy);

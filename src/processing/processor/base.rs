@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::batch::{Batch, BatchQuery};
 use super::tables::{Fit, HandledBy, Replaced, Tables, describe_missing, find_missing, fingerprint};
-use super::{BatchRequest, Events, ProcessorError};
+use super::{BatchRequest, Events, ProcessorError, unreadable};
 use crate::event::{Position, StoredTime};
 use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::{quote_identifier, quote_literal};
@@ -338,9 +338,21 @@ impl ProcessorBase {
         witness: Option<Witness>,
         partitions: Option<&[i64]>,
     ) -> Result<Batch, ProcessorError> {
+        self.read_upto(connection, request, request.upto(), witness, partitions).await
+    }
+
+    /// As [`Self::read_batch`], up to a position that is no farther than the one of the request.
+    async fn read_upto(
+        &self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+        upto: Position,
+        witness: Option<Witness>,
+        partitions: Option<&[i64]>,
+    ) -> Result<Batch, ProcessorError> {
         let types = self.event_types();
         let types = types.as_deref();
-        let (after, upto, limits) = (request.after(), request.upto(), request.limits);
+        let (after, limits) = (request.after(), request.limits);
         let event_bytes = self.event_bytes.load(Ordering::Relaxed);
         let query = BatchQuery { types, after, upto, limits, event_bytes, witness, partitions };
         let batch = Batch::read(&self.events, connection, query).await?;
@@ -348,6 +360,34 @@ impl ProcessorBase {
             self.event_bytes.store(event_bytes.max(1), Ordering::Relaxed);
         }
         Ok(batch)
+    }
+
+    /// Reads the events of a request that are before the first one which cannot be read, after the request could not be read because
+    /// of this error. On `connection` nothing has failed.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Unattributed`], with the event, if it is the first one of the request.
+    pub(crate) async fn read_before_unreadable(
+        &self,
+        connection: &mut PgConnection,
+        request: &BatchRequest<'_>,
+        witness: Option<Witness>,
+        partitions: Option<&[i64]>,
+        error: &sqlx::Error,
+    ) -> Result<Batch, ProcessorError> {
+        let Some(event) = unreadable::find(self, connection, request, error).await? else {
+            let failure = self.attribute_failure(connection, request, error).await?;
+            return Err(ProcessorError::Unattributed(Box::new(failure)));
+        };
+        let upto = Position::from(event.id.get() - 1);
+        if upto > request.after() {
+            let batch = self.read_upto(connection, request, upto, witness, partitions).await?;
+            if batch.event_bytes().is_some() {
+                return Ok(batch);
+            }
+        }
+        let failure = Failure::of_database(error).of_reading().attribute(event);
+        Err(ProcessorError::Unattributed(Box::new(failure)))
     }
 
     /// Whether the store has the `witness` and the `partitions`, and all events of a batch that was read before, from `after` on.

@@ -239,11 +239,15 @@ impl Replay {
             Ok(_) => {
                 Err(ReplayError::Blocked("what acts outside of the database is not built beside".to_owned()))
             }
+            Err(ProcessorError::Unattributed(failure)) if failure.is_unreadable => {
+                self.meet_failure(connection, *failure).await
+            }
             // Which event it was, smaller batches show.
             Err(ProcessorError::Unattributed(_)) if self.limits.size > 1 => {
                 self.limits.size = (self.limits.size / 8).max(1);
                 Ok(())
             }
+            Err(ProcessorError::Unattributed(failure)) => self.meet_failure(connection, *failure).await,
             Err(error) => Err(error.into()),
         }
     }
@@ -309,7 +313,7 @@ impl Replay {
     }
 
     /// Whether later events of the aggregate wait behind a failing event where the version that serves has set it aside: one that has
-    /// used up its attempts there needs no others here. `None`: it has not.
+    /// used up its attempts there needs no others here, and neither does one that waits behind such an event. `None`: it has not.
     async fn find_set_aside_there(
         &self,
         connection: &mut PgConnection,
@@ -317,8 +321,7 @@ impl Replay {
     ) -> Result<Option<bool>, sqlx::Error> {
         let (Some(serving), Some(event_id)) = (&self.serving, failure.event_id()) else { return Ok(None) };
         let letters = DeadLetters::new(&self.trackers);
-        let found = letters.find_set_aside(&mut *connection, serving, event_id).await?;
-        Ok(found.map(|(_, blocks)| blocks))
+        letters.find_blocking(&mut *connection, serving, event_id).await
     }
 
     /// Sets an event aside: it is a dead letter like any other, and can be handled again once the version is live.

@@ -207,7 +207,9 @@ impl Runner {
 
     /// Makes the next batch smaller if the error names no event, so that the failing event is found.
     fn narrow_down(&mut self, error: &ProcessorError) {
-        if let (ProcessorError::Unattributed(_), Phase::Following(following)) = (error, &mut self.phase) {
+        if let (ProcessorError::Unattributed(failure), Phase::Following(following)) = (error, &mut self.phase)
+            && !failure.is_unreadable
+        {
             following.bisection.halve();
             following.growth = Growth::default();
         }

@@ -86,7 +86,9 @@ pub(crate) fn decide(error: ProcessorError, attempt: Attempt<'_>) -> Decision {
             Decision::Block { message: failure.message }
         }
 
-        (Unattributed(failure) | NotReturned(failure), Attempt::Batch { size, .. }) if size > 1 => {
+        (Unattributed(failure) | NotReturned(failure), Attempt::Batch { size, .. })
+            if size > 1 && !failure.is_unreadable =>
+        {
             Decision::Bisect(*failure)
         }
         (Unattributed(failure) | NotReturned(failure), Attempt::Batch { retry, .. }) => {

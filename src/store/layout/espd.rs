@@ -39,6 +39,7 @@ impl Layout {
                 table: table.clone(),
                 columns: &COLUMNS,
                 upcasts: Vec::new(),
+                is_whole: true,
             },
             order: Order::DrawnInTransaction { sequence: qualified(Name::Sequence), tables: vec![table] },
             bodies: Bodies::Jsonb,

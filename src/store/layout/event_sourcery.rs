@@ -59,6 +59,7 @@ impl Layout {
                 table: table.clone(),
                 columns: &COLUMNS,
                 upcasts: Vec::new(),
+                is_whole: true,
             },
             order: Order::DrawnInTransaction {
                 sequence: qualify(&names.schema, &sequence)?,

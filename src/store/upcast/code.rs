@@ -56,7 +56,13 @@ pub(crate) struct UpcastFailure {
 impl UpcastFailure {
     /// Whether this is what has kept events from being read.
     pub(crate) fn is_cause_of(error: &sqlx::Error) -> bool {
-        matches!(error, sqlx::Error::Decode(source) if source.is::<Self>())
+        Self::find_event(error).is_some()
+    }
+
+    /// The event that could not be read, if this is what has kept events from being read.
+    pub(crate) fn find_event(error: &sqlx::Error) -> Option<Position> {
+        let sqlx::Error::Decode(source) = error else { return None };
+        source.downcast_ref::<Self>().map(|failure| failure.event_id)
     }
 }
 

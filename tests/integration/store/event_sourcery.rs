@@ -1,6 +1,6 @@
 //! Stores that event_sourcery-postgres has made: followed as they are, and changed in nothing.
 
-mod framework;
+pub(crate) mod framework;
 
 use std::time::Duration;
 

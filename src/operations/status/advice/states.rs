@@ -142,7 +142,14 @@ fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'
     let cause = error.map_or_else(|| "an event".to_owned(), ToString::to_string);
     let (attempts, order) = (count(status.attempts.into(), "attempt"), order(status));
     let problem = format!("{name} cannot handle {cause} after {attempts}. {order}{}", last_words(error));
-    let retry = if status.goes_on_beside {
+    let is_unreadable = error.is_some_and(|error| error.is_unreadable);
+    let retry = if is_unreadable {
+        format!(
+            "No handler has seen it. Fix the upcast that reads it and run `espctl reload`, or the data that it needs and run `espctl \
+             retry {name}`: either tries the event at once. Where no upcast does, `jsonb` refuses its stored JSON, and it can only be \
+             set aside."
+        )
+    } else if status.goes_on_beside {
         format!(
             "Fix the receiver, or what it needs: `espctl retry {name}` then tries at once what has failed."
         )
@@ -155,7 +162,13 @@ fn of_retries(status: &ProcessorStatus, Surroundings { now, .. }: Surroundings<'
     let remedy = format!("{retry} {}", setting_aside(status));
     let advice = Advice::new(Topic::Retrying, problem, error.and_then(|error| error.at), remedy);
     let predicate = format!("cannot handle {}. {order}", error.map_or_else(|| cause.clone(), without_place));
-    advice.trying_again_at(status.next_retry_at.filter(|at| *at > now)).shared(
+    let advice = advice.trying_again_at(status.next_retry_at.filter(|at| *at > now));
+    if is_unreadable {
+        let remedy = "No handler has seen it. Fix the upcast that reads it and run `espctl reload`; where none does, `jsonb` refuses its \
+                      stored JSON, and it can only be set aside.";
+        return advice.shared(status, predicate, remedy);
+    }
+    advice.shared(
         status,
         predicate,
         "Fix the handlers and run `espctl reload`, or the data that they need and run `espctl retry --all`: either tries the event \
