@@ -157,8 +157,8 @@ const NOT_ANNOUNCED: &str = "nothing was done, because the event SubjectForgotte
 
 fn lines(forgotten: &ForgottenSubject, is_announced: bool, report: &SubjectReport) -> Vec<String> {
     let ForgottenSubject { subject, forgotten_at, forgotten_by, keys, .. } = forgotten;
-    let SubjectReport { events, readers, reader_versions, got_sealed, .. } = report;
-    let SubjectReport { dead_letters, failing, pending, snapshots_removed, .. } = report;
+    let SubjectReport { events, readers, reader_versions, got_sealed, got_sealed_versions, .. } = report;
+    let SubjectReport { dead_letters, failing, differing_keys, pending, snapshots_removed, .. } = report;
     let at = forgotten_at.format("%Y-%m-%d %H:%M:%SZ");
     let mut lines =
         vec![format!("{subject} is forgotten since {at}, by {forgotten_by}; keys deleted: {keys}")];
@@ -180,6 +180,15 @@ fn lines(forgotten: &ForgottenSubject, is_announced: bool, report: &SubjectRepor
     readers.iter().for_each(|holder| add(format!("{} (it may have read the fields)", holder.describe())));
     reader_versions.iter().for_each(|version| add(format!("{} (the same)", version.describe())));
     got_sealed.iter().for_each(|holder| add(format!("{} (it has got them sealed)", holder.describe())));
+    got_sealed_versions
+        .iter()
+        .for_each(|version| add(format!("{} (it has got them sealed)", version.describe())));
+    for name in differing_keys {
+        add(format!(
+            "keys of rows of {name} that differ from what its events say, which `[verify]` keeps: `espctl verify {name}` forgets them \
+             once nothing differs"
+        ));
+    }
     for (processor, count) in dead_letters {
         add(format!(
             "{count} dead letters of {processor}, whose failures may quote a field: `espctl dead-letters list {processor}`"

@@ -35,10 +35,14 @@ pub(crate) struct SubjectReport {
     pub(crate) reader_versions: Vec<HeldVersion>,
     /// The other processors that handle these types: they have got the fields sealed.
     pub(crate) got_sealed: Vec<Holder>,
+    /// Versions of these that do not serve: they have got the fields sealed as well.
+    pub(crate) got_sealed_versions: Vec<HeldVersion>,
     /// Dead letters of the events, by processor: their failures may quote a field.
     pub(crate) dead_letters: BTreeMap<String, i64>,
     /// Processors that have failed at one of the events last: the same.
     pub(crate) failing: Vec<String>,
+    /// Projectors that handle the types, and of which `[verify]` keeps keys of rows that differ.
+    pub(crate) differing_keys: Vec<String>,
     /// Pending emissions and scheduled events with sealed fields of the subject, which cannot be read any more either.
     pub(crate) pending: i64,
     /// How many snapshots of the aggregates of the events were removed.
@@ -76,14 +80,17 @@ pub(crate) async fn clean_up_and_report(
         let mut declared = config.processors.iter().filter(|declared| declared.name == holder.processor);
         declared.any(|declared| matches!(declared.handling, Handling::Native(_)))
     };
-    let (readers, got_sealed) = holders.into_iter().partition(is_rust);
-    let in_rust =
-        config.processors.iter().filter(|declared| matches!(declared.handling, Handling::Native(_)));
+    let (readers, got_sealed): (Vec<Holder>, Vec<Holder>) = holders.into_iter().partition(is_rust);
+    let (in_rust, others): (Vec<_>, Vec<_>) =
+        config.processors.iter().partition(|declared| matches!(declared.handling, Handling::Native(_)));
     let reader_versions = find_held_versions(databases, in_rust, &config.upcasts, &types).await?;
+    let got_sealed_versions = find_held_versions(databases, others, &config.upcasts, &types).await?;
     Ok(SubjectReport {
+        differing_keys: find_differing_keys(databases, readers.iter().chain(&got_sealed)).await?,
         readers,
         reader_versions,
         got_sealed,
+        got_sealed_versions,
         dead_letters: count_dead_letters(databases, &ids).await?,
         failing: find_failing(databases, &ids).await?,
         pending: count_pending(databases, subject).await?,
@@ -124,10 +131,29 @@ async fn find_failing(databases: &Databases, ids: &[i64]) -> Result<Vec<String>,
     let trackers = crate::processing::tracker::Trackers::of(&databases.layout);
     let statement = format!(
         "-- find_failing_at_events
-         select name from {} where (last_error->>'event_id')::bigint = any ($1) order by name",
-        trackers.table()
+         select name from {trackers} where (last_error->>'event_id')::bigint = any ($1)
+         union select processor from {schema}.deliveries where event_id = any ($1) and failure is not null
+         union select processor from {schema}.build_progress where exists (
+           select from unnest($1) as e (id) where strpos(blocked_because, format(' event %s (', e.id)) > 0)
+         order by 1",
+        trackers = trackers.table(),
+        schema = databases.layout.quoted_schema()
     );
     let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(ids);
+    query.fetch_all(&databases.projections).await
+}
+
+/// Those of the holders of which keys of rows are kept that a slice has found to differ.
+async fn find_differing_keys(
+    databases: &Databases,
+    holders: impl Iterator<Item = &Holder>,
+) -> Result<Vec<String>, sqlx::Error> {
+    let names: Vec<&str> = holders.map(|holder| holder.processor.as_str()).collect();
+    let statement = format!(
+        "-- find_differing_keys\nselect processor from {}.verifications where processor = any ($1) and found is not null order by 1",
+        databases.layout.quoted_schema()
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(names);
     query.fetch_all(&databases.projections).await
 }
 

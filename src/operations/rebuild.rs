@@ -363,7 +363,8 @@ impl<'o> Rebuilding<'o> {
             return Ok(());
         }
         let way = self.choose_way(GoLive::Auto, difference).await?.as_str();
-        let compared = Compared { position: self.replay.position(), way, difference };
+        let kept = difference.without_rows();
+        let compared = Compared { position: self.replay.position(), way, difference: &kept };
         let stays_approved = compared.is_covered_by(former.as_deref());
         let found =
             serde_json::value::to_raw_value(&compared).map_err(|error| sqlx::Error::Encode(error.into()))?;

@@ -110,6 +110,11 @@ pub(super) const PROCESSING: MigrationSet = MigrationSet {
         (39, "workflows wait", include_str!("../../migrations/processing/0039_workflows_wait.sql")),
         (40, "unseen events", include_str!("../../migrations/processing/0040_unseen_events.sql")),
         (41, "ended claims", include_str!("../../migrations/processing/0041_ended_claims.sql")),
+        (
+            42,
+            "no rows in differences",
+            include_str!("../../migrations/processing/0042_no_rows_in_differences.sql"),
+        ),
     ],
 };
 

@@ -135,6 +135,15 @@ pub(crate) struct Versions<'v> {
 }
 
 impl Difference {
+    /// The same without any value of a row or an event: nobody needs those but who is told of them at once, and what is kept of a
+    /// person would have to be forgotten.
+    pub(crate) fn without_rows(&self) -> Self {
+        let mut kept = self.clone();
+        kept.tables.iter_mut().for_each(|table| table.examples.clear());
+        kept.dead_letters.examples.clear();
+        kept
+    }
+
     /// Whether the rows are the same, as far as they can be compared, and no more events were set aside.
     pub(crate) fn is_none(&self) -> bool {
         self.has_same_tables() && self.dead_letters.is_none() && self.changed_ddl.is_empty()

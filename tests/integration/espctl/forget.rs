@@ -170,3 +170,45 @@ async fn nobody_is_forgotten_whose_event_would_be_refused() {
         "{refused}"
     );
 }
+
+/// Handlers in SQL may unseal what they read, so their former versions are told of as those in Rust are.
+#[tokio::test]
+async fn versions_of_projectors_in_sql_that_do_not_serve_are_told_of() {
+    let db = support::database().await;
+    let settings = "[runner]\npoll_interval_max = '50ms'\n[rebuild]\nparallelism = 0\n";
+    let installation = Installation::new(&db.url, settings);
+    let declare = |version: i32, more: &str| {
+        installation.declare(
+            "customers",
+            &format!(
+                "[projector]\nname = 'customers'\nversion = {version}\n[projector.tables]\n\
+                 customers = 'id text, name jsonb, by_version int{more}'\n[[projector.on]]\nevents = ['Registered']\n\
+                 sql = '''insert into customers values (event.body->>'id', event.body->'name', {version})'''\n"
+            ),
+        );
+    };
+    declare(1, "");
+    installation.espctl(&["keys", "create"]).await.printed();
+    register(&sealing(&db, OLD), "ada", "Ada").await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "customers", 1).await;
+    declare(2, ", more int");
+    installation.espctl(&["rebuild", "customers", "--yes", "--go-live", "swap"]).await.printed();
+    declare(3, ", more bigint");
+    assert_eq!(installation.espctl(&["rebuild", "customers"]).await.code, Some(1), "it waits");
+    let verified = "insert into espd.verifications (processor, version, aggregates, compared_rows, round_aggregates, differing_rows, found)
+                    values ('customers', 2, 1, 1, 1, 1, '[\"ada\"]')";
+    sqlx::query(verified).execute(&db.pool).await.unwrap();
+
+    let told = installation.espctl(&["forget", "ada", "--yes", "--no-event"]).await.printed();
+    for part in [
+        "version 1 of customers, which is kept in schema public_customers_v1",
+        "version 3 of customers, which is built in schema public_customers_next",
+        "keys of rows of customers that differ",
+    ] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    let report = installation.espctl(&["forget", "ada", "--yes", "--no-event", "--json"]).await.json();
+    assert_eq!(report["report"]["got_sealed_versions"][0]["version"], json!(1), "{report}");
+    daemon.stop().await;
+}

@@ -7,6 +7,7 @@ mod exchanging;
 mod giving_up;
 mod guards;
 mod indexes;
+mod keeping;
 mod kills;
 mod leaving;
 mod merging;
