@@ -28,10 +28,18 @@ pub(crate) struct Arguments {
 /// The time between two looks for answers.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a daemon is waited for that has been silent for long: one that was frozen shows within ten seconds that it lives.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+
 pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let me = output::operator();
     let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
     let mut requests = operator.request_reload().await?;
+    let patience = Instant::now() + SILENCE_MAX.min(arguments.timeout);
+    while requests.is_empty() && operator.may_have_daemon().await? && Instant::now() < patience {
+        tokio::time::sleep(INTERVAL).await;
+        requests = operator.request_reload().await?;
+    }
     if requests.is_empty() {
         anyhow::bail!("no daemon runs on this database: start `espd run`");
     }

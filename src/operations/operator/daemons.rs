@@ -56,6 +56,21 @@ impl Operator<'_> {
         Ok(query.fetch_all(&self.databases.projections).await?)
     }
 
+    /// Whether a daemon has been there that has not ended in order, and has given no sign of life for half a minute: it is gone, or was
+    /// frozen and is back in a moment.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub(crate) async fn may_have_daemon(&self) -> Result<bool, OperatorError> {
+        let statement = format!(
+            "-- find_silent_daemons
+             select exists (select from {}.workers where updated_at <= clock_timestamp() - interval '30 seconds')",
+            self.databases.layout.quoted_schema()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        Ok(query.fetch_one(&self.databases.projections).await?)
+    }
+
     /// Asks every running daemon to read its configuration again. Returns the requests, one for each daemon.
     ///
     /// # Errors

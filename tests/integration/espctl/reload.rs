@@ -1,5 +1,6 @@
 //! `espctl reload`, and what `status` and `wait` say of a processor that is not in the running configuration.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support;
@@ -283,4 +284,40 @@ async fn what_a_daemon_has_followed_is_no_error_where_another_one_refuses() {
     assert!(outcome.stderr.contains("it is wrong") && !outcome.stderr.contains("nothing has changed"));
     daemons.0.stop().await;
     daemons.1.stop().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_frozen_and_goes_on_is_waited_for() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let last = append(&db.pool, 5).await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", last).await;
+    eventually("the daemon's row", async || {
+        let query = sqlx::query_scalar::<_, bool>("select true from espd.workers");
+        query.fetch_optional(&db.pool).await.unwrap()
+    })
+    .await;
+    daemon.signal(Signal::SIGSTOP);
+    // As after a while.
+    sqlx::query("update espd.workers set updated_at = clock_timestamp() - interval '1 minute'")
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    let reload = installation.espctl(&["reload"]);
+    let wake = async {
+        eventually("it is looked for", async || {
+            let asks = "select exists (select from pg_stat_activity where query like '%find_silent_daemons%' and pid <> pg_backend_pid())";
+            sqlx::query_scalar::<_, bool>(asks).fetch_one(&db.pool).await.unwrap().then_some(())
+        })
+        .await;
+        daemon.signal(Signal::SIGCONT);
+    };
+    let (reloaded, ()) = tokio::join!(reload, wake);
+    assert!(reloaded.printed().contains("has read its configuration again"));
+    daemon.stop().await;
+    // One that has ended in order is not waited for.
+    let complaint = installation.espctl(&["reload"]).await.complained(1);
+    assert!(complaint.contains("no daemon runs on this database"), "{complaint}");
 }
