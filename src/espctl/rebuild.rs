@@ -168,13 +168,24 @@ pub(crate) async fn rebuild(
                     ". What differs is changed in the tables that serve, so no rollback leads back".to_owned()
                 }
                 Some(_) => {
+                    if let Some(published) = operator.describe_published(&name).await? {
+                        note(&published);
+                    }
                     format!(". The former tables are kept, so `espctl rollback {name}` goes back to them")
                 }
                 None => String::new(),
             };
-            output::print(&format!(
-                "version {version} of {name} goes live as soon as the daemon has caught up and its checks pass: `espctl rebuild {name} --watch` shows it{how}"
-            ))
+            let when = if databases.daemons_build {
+                format!(
+                    "goes live as soon as the daemon has caught up and its checks pass: `espctl rebuild {name} --watch` shows it"
+                )
+            } else {
+                format!(
+                    "is approved. With this configuration no daemon lets it go live (`parallelism = 0` in `[rebuild]`): `espctl rebuild \
+                     {name}` does"
+                )
+            };
+            output::print(&format!("version {version} of {name} {when}{how}"))
         }
         (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
         (None, Some(name)) if arguments.watch => watch::watch(operator, &name, arguments.json).await,

@@ -58,6 +58,8 @@ pub(crate) struct Databases {
     pub elsewhere: bool,
     /// How the configuration has old events read as new ones. The layout does so only where that is asked for.
     pub upcasts: Vec<Upcast>,
+    /// Whether daemons with this configuration build raised versions.
+    pub daemons_build: bool,
 }
 
 /// What is needed of the sessions.
@@ -148,6 +150,7 @@ impl Databases {
             scope: config.projections.scope(),
             elsewhere: config.direct_projections_url().is_some(),
             upcasts: config.upcasts.clone(),
+            daemons_build: config.rebuild.parallelism > 0,
         })
     }
 
@@ -171,7 +174,8 @@ impl Databases {
         let layout = Layout::new(&config.event_store.layout, &config.event_store.schema)?;
         let (scope, elsewhere) = (config.projections.scope(), elsewhere.is_some());
         let upcasts = config.upcasts.clone();
-        Ok(Self { layout, events, projections: projections?, scope, elsewhere, upcasts })
+        let daemons_build = config.rebuild.parallelism > 0;
+        Ok(Self { layout, events, projections: projections?, scope, elsewhere, upcasts, daemons_build })
     }
 
     /// Creates espd's tables or migrates them. Returns what was done, one line for each set of migrations.

@@ -231,14 +231,14 @@ impl Operator<'_> {
     /// # Errors
     /// The database does not answer.
     pub(crate) async fn statuses(&self, name: Option<&str>) -> Result<Vec<ProcessorStatus>, OperatorError> {
-        let Databases { events, projections, layout, upcasts, .. } = self.databases;
+        let Databases { events, projections, layout, upcasts, daemons_build, .. } = self.databases;
         // The positions come first: read the other way round, one that moves meanwhile would be beyond the head.
         let rows = self.trackers().list(projections, name).await?;
         let horizon = self.horizon().await?;
         let mut events = events.acquire().await?;
         let mut projections = projections.acquire().await?;
         let (events, projections) = (&mut *events, &mut *projections);
-        let declared = Declared { processors: self.declared, upcasts };
+        let declared = Declared { processors: self.declared, upcasts, daemons_build: *daemons_build };
         Ok(status::collect(events, projections, layout, rows, &horizon, declared, name).await?)
     }
 
@@ -446,7 +446,7 @@ fn refuse_diverged(row: &TrackerRow) -> Result<(), OperatorError> {
 fn describe_locked(wait: Option<&LockWait>) -> String {
     match wait {
         Some(wait) => {
-            format!(", because of a lock{} {}, then try again", describe_wait(wait), end_wait(wait))
+            format!(", because of a lock{}. {}, then try again", describe_wait(wait), end_wait(wait))
         }
         None => ": others were always there first. Try again, or pause it before".to_owned(),
     }

@@ -20,7 +20,7 @@ use crate::processing::processor::{
 };
 use crate::processing::rebuild::{LacksSchemas, LeftOut, list_left_out};
 use crate::processing::tracker::{TrackerRow, Trackers};
-use raised::{Standing, list_losses, list_standing};
+use raised::{Standing, describe_published, find_lost_ways_back, list_losses, list_standing};
 
 /// What would become of one processor. The field names are an interface: `espctl plan --json` prints them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -109,6 +109,12 @@ pub(super) struct Known<'k> {
     pub(super) foreign: Option<String>,
     /// What whoever reads the tables would miss in a higher version, or has to know of it.
     pub(super) losses: Vec<String>,
+    /// What an exchange of the tables would need of those who subscribe to them.
+    pub(super) published: Option<String>,
+    /// The former versions of others that nobody goes back to once its tables are made.
+    lost_ways_back: Option<String>,
+    /// Whether daemons with this configuration build raised versions.
+    daemons_build: bool,
     /// What others own of it, without which the role that asks could not run it.
     pub(super) owned_by_others: Option<OwnedByOthers>,
     /// The right without which nobody builds a higher version.
@@ -128,11 +134,12 @@ impl Known<'_> {
 
     /// What whoever reads the tables would miss once the declared version is live, behind another part of a sentence.
     pub(super) fn describe_losses(&self) -> String {
-        if self.losses.is_empty() {
+        let losses = if self.losses.is_empty() {
             String::new()
         } else {
             format!("; once it is live, {}", self.losses.join(", and "))
-        }
+        };
+        self.published.iter().fold(losses, |losses, published| format!("{losses}; {published}"))
     }
 
     /// What becomes of a version that is there beside the serving one, where that is not declared any more, or in another way.
@@ -197,6 +204,14 @@ pub(super) async fn look<'k>(
             Some(tracker) => list_losses(&mut connection, databases, declaration, tracker).await?,
             None => Vec::new(),
         };
+        let published = match is_raised {
+            Some(_) => describe_published(&mut connection, databases, declaration).await?,
+            None => None,
+        };
+        let lost_ways_back = match tracker {
+            None => find_lost_ways_back(&mut connection, databases, declaration).await?,
+            Some(_) => None,
+        };
         let lacks = lacks.clone().filter(|_| is_raised.is_some());
         let standing = standing.remove(&declaration.name).map(|standing| {
             let is_declared = standing.is_of(declaration, config);
@@ -211,6 +226,9 @@ pub(super) async fn look<'k>(
             left_out,
             foreign,
             losses,
+            published,
+            lost_ways_back,
+            daemons_build: config.rebuild.parallelism > 0,
             owned_by_others,
             lacks,
             standing,
@@ -302,7 +320,10 @@ fn describe(known: &Known<'_>) -> Planned {
             (Action::Stop, format!("stops, because {}: {}", found.describe(), found.remedy()))
         }
         (None, _, Some(foreign)) if !is_raised => (Action::Stop, format!("stops, because {foreign}")),
-        (None, None, _) => (Action::Start, describe_start(declaration)),
+        (None, None, _) => {
+            let lost = known.lost_ways_back.iter().map(|lost| format!("; {lost}")).collect::<String>();
+            (Action::Start, describe_start(declaration) + &lost)
+        }
         (None, Some(tracker), _) => describe_known(known, tracker),
     };
     let description = match known.describe_given_up() {
@@ -387,13 +408,22 @@ fn describe_raised(known: &Known<'_>, serves: i32) -> (Action, String) {
         );
     }
     let losses = known.describe_losses();
+    let (or_daemon, who) = if known.daemons_build {
+        (", or a daemon does by itself", format!("approve = \"{approve}\""))
+    } else {
+        ("", "parallelism = 0: no daemon does".to_owned())
+    };
     let description = match &known.standing {
-        Some((standing, true)) => {
-            format!("{meanwhile}; {} (approve = \"{approve}\"){losses}", standing.describe())
+        Some((standing, true)) if known.daemons_build => {
+            format!("{meanwhile}; {} ({who}){losses}", standing.describe())
         }
+        Some((standing, true)) => format!(
+            "{meanwhile}; {}; `espctl rebuild {name}` goes on with it ({who}){losses}",
+            standing.describe()
+        ),
         _ => format!(
-            "{meanwhile}; `espctl rebuild {name}` builds version {version} beside it, or a daemon does by itself \
-             (approve = \"{approve}\"), and --dry-run shows what would change{losses}"
+            "{meanwhile}; `espctl rebuild {name}` builds version {version} beside it{or_daemon} ({who}), and --dry-run shows what would \
+             change{losses}"
         ),
     };
     (Action::Rebuild, description)

@@ -16,6 +16,7 @@ mod part;
 mod preparation;
 mod probe;
 mod processors;
+pub(in crate::operations) mod publications;
 mod removal;
 mod rollback;
 mod shares;

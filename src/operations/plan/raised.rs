@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::config::Config;
 use crate::operations::databases::Databases;
+use crate::operations::rebuild::publications;
 use crate::operations::status::{RebuildStatus, list_builds};
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::alteration::{own_columns, primary_key};
@@ -93,6 +94,35 @@ pub(super) async fn list_losses(
     let former = find_declared(connection, &schema, name, serves).await?;
     let kept = Beside::Archived(serves).schema(&databases.scope.schema, name);
     Ok(former.map(|former| compare(&former, declaration, &kept)).unwrap_or_default())
+}
+
+/// The former versions that have tables of these names and that nobody goes back to once others have made them, as a part of a sentence.
+pub(super) async fn find_lost_ways_back(
+    connection: &mut PgConnection,
+    databases: &Databases,
+    declaration: &ProcessorDeclaration,
+) -> Result<Option<String>, sqlx::Error> {
+    let statement = format!(
+        "-- find_lost_ways_back
+         select string_agg(format('version %s of %s has a table %s as well', f.version, split_part(f.processor, '$', 1), f.table_name),
+           ', ' order by f.processor, f.table_name)
+         from {}.projection_tables as f
+         where f.processor ~ '[$][0-9]+$' and split_part(f.processor, '$', 1) <> $1 and f.table_name = any ($2)",
+        databases.layout.quoted_schema()
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+    let found: Option<String> =
+        query.bind(&declaration.name).bind(declaration.table_names()).fetch_one(connection).await?;
+    Ok(found.map(|found| format!("{found}, which is kept, and no rollback leads to it after that")))
+}
+
+/// What an exchange of the tables would need of those who subscribe to them.
+pub(super) async fn describe_published(
+    connection: &mut PgConnection,
+    databases: &Databases,
+    declaration: &ProcessorDeclaration,
+) -> Result<Option<String>, sqlx::Error> {
+    publications::describe(connection, &databases.scope.schema, &declaration.table_names()).await
 }
 
 /// As [`list_losses`]: `kept` is the schema of the former tables.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::frozen::VERIFIES_SLICES;
 use super::preparation::{By, warn_of_publications};
+use super::publications;
 use super::{Effort, Listener, Rebuilding, SESSION, Selection, blocked, failed};
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
@@ -72,6 +73,13 @@ impl Prepared {
         }
         let start = processor.base().beginning(worker, &live).await?;
         let live_tables = operator.list_tables(worker, &live.name).await?;
+        let is_told = matches!(
+            (beside, by, goes_on),
+            (Beside::DryRun, ..) | (Beside::Next, By::Operator, _) | (Beside::Next, _, false)
+        );
+        if is_told {
+            publications::tell(worker, (schema, &live_tables), listener).await?;
+        }
         let replay = Replay::begin(processor, worker, start).await.map_err(failed)?.beside(&live);
         if beside == Beside::Next {
             give_to_owner(worker, (operator.trackers().schema(), &live.name), &building_in).await?;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::beginning::{Prepared, unlock_session};
 use super::preparation::refuse_synchronous;
+use super::publications;
 use super::{Beside, Finding, Listener, Rebuilding, failed};
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, OnHandlerChange, ProcessorDeclaration, Unsuitable};
@@ -52,8 +53,11 @@ impl<'o> Rebuilding<'o> {
                     "version {version} of {name} cannot serve again: {missing}"
                 )));
             }
+            operator.refuse_taken_names(&mut worker, name, version).await?;
             let start = processor.base().beginning(&mut worker, &row.key()).await?;
             let live_tables = operator.list_tables(&mut worker, name).await?;
+            publications::tell(&mut worker, (&operator.databases.scope.schema, &live_tables), listener)
+                .await?;
             let replay = Replay::begin(processor, &mut worker, start).await.map_err(failed)?;
             let start = replay.position();
             let (live, left_aside) = (row.key(), LeftAside::default());
@@ -101,6 +105,44 @@ impl Rebuilding<'_> {
 }
 
 impl Operator<'_> {
+    /// Refuses to go back to a version one of whose tables would come to where another one is by now.
+    async fn refuse_taken_names(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        version: i32,
+    ) -> Result<(), OperatorError> {
+        let schema = &self.databases.scope.schema;
+        let statement = format!(
+            "-- find_taken_names
+             select f.table_name, (select o.processor from {own}.projection_tables as o
+                 where o.table_schema = $3 and o.table_name = f.table_name limit 1)
+             from {own}.projection_tables as f
+               join pg_class as c on c.relname = f.table_name
+               join pg_namespace as n on n.oid = c.relnamespace and n.nspname = $3
+             where f.processor = $1 and not exists (
+               select from {own}.projection_tables as o
+               where o.processor = $2 and o.table_schema = $3 and o.table_name = f.table_name)
+             order by 1 limit 1",
+            own = self.trackers().schema()
+        );
+        let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+        let query = query.bind(Beside::Archived(version).name(name)).bind(name).bind(schema);
+        let taken: Option<(String, Option<String>)> = query.fetch_optional(connection).await?;
+        let Some((table, processor)) = taken else { return Ok(()) };
+        let (whose, remedy) = match processor {
+            Some(other) => (
+                format!("projector {other} has made a table {table} of its own"),
+                format!("declare that of {other} under another name and a higher version"),
+            ),
+            None => (format!("somebody has made another {table}"), "rename or drop that".to_owned()),
+        };
+        Err(OperatorError::Blocked(format!(
+            "version {version} of {name} cannot serve again, because its table {table} has no place in schema {schema}: {whose} there \
+             meanwhile. To go back nevertheless, {remedy}"
+        )))
+    }
+
     /// Refuses to go back to a version whose rows are of another event store, or would be continued by handlers that may not.
     async fn refuse_former(
         &self,

@@ -75,6 +75,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) unsuitable: Option<Unsuitable>,
     /// The versions that have served before and are kept.
     pub(super) former: &'s FormerVersions,
+    /// Whether daemons with the configuration that the question comes with build raised versions.
+    pub(super) daemons_build: bool,
     /// Whether the processor is declared synchronous, and is not.
     pub(super) is_not_yet_synchronous: bool,
 }
@@ -231,7 +233,7 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
     let other =
         status.rebuild.as_ref().filter(|build| build.is_as_declared == Some(false) && !build.is_running);
     if let Some((build, declared)) = other.zip(surroundings.declared_version) {
-        return Some(of_other_build((name, version), declared, build));
+        return Some(of_other_build((name, version), declared, build, surroundings.daemons_build));
     }
     if let Some(because) = status.rebuild.as_ref().and_then(|build| build.blocked_because.as_ref()) {
         return Some(of_blocked_build(status, because));
@@ -245,7 +247,7 @@ fn of_other_version(status: &ProcessorStatus, surroundings: Surroundings<'_>) ->
         .declared_version
         .filter(|declared| *declared != version && status.position.get() > 0 && !is_built)?;
     if let Some(build) = status.rebuild.as_ref().filter(|build| build.version == declared) {
-        return Some(of_resting_build(name, version, build));
+        return Some(of_resting_build(name, version, build, surroundings.daemons_build));
     }
     let problem = format!("Version {version} of {name} serves, and version {declared} is declared.");
     let remedy = if let Some(unsuitable) = surroundings.unsuitable.filter(|_| declared > version) {
@@ -302,6 +304,9 @@ fn of_awaited_version(status: &ProcessorStatus, awaited: i32, surroundings: Surr
             "Declare version {version} again, as it was, and it goes on. {}.",
             left_out.describe(name, awaited).replacen('v', "V", 1)
         ),
+        None if !surroundings.daemons_build => {
+            format!("{NO_DAEMON} `espctl rebuild {name}` builds version {awaited} and lets it go live.")
+        }
         None => format!(
             "It goes on by itself once version {awaited} is live: `espctl rebuild {name} --watch` shows how far it is. Where no daemon \
              builds, `espctl rebuild {name}` does."
@@ -311,9 +316,18 @@ fn of_awaited_version(status: &ProcessorStatus, awaited: i32, surroundings: Surr
     Advice::new(Topic::OtherVersion, problem, since, remedy)
 }
 
+/// That a version is left to operators.
+const NO_DAEMON: &str =
+    "No daemon with this configuration goes on with it: `parallelism = 0` in `[rebuild]` leaves that to you.";
+
 /// A version that is there beside the serving one, nobody works on now, and was built from another declaration than that of the
 /// configuration.
-fn of_other_build((name, version): (&str, i32), declared: i32, build: &RebuildStatus) -> Advice {
+fn of_other_build(
+    (name, version): (&str, i32),
+    declared: i32,
+    build: &RebuildStatus,
+    daemons_build: bool,
+) -> Advice {
     let built = build.version;
     let other = if declared == built {
         format!("other tables or handlers than this configuration declares of version {built}")
@@ -328,6 +342,8 @@ fn of_other_build((name, version): (&str, i32), declared: i32, build: &RebuildSt
     );
     let by_itself = if build.is_of_operator {
         "Daemons leave it to the operator who has begun it.".to_owned()
+    } else if !daemons_build && declared >= built {
+        NO_DAEMON.to_owned()
     } else if declared > built {
         format!("A daemon with this configuration builds version {declared} in its place.")
     } else if declared == built {
@@ -355,17 +371,24 @@ fn of_other_build((name, version): (&str, i32), declared: i32, build: &RebuildSt
 }
 
 /// A version that is there beside the serving one, and nobody works on.
-fn of_resting_build(name: &str, version: i32, build: &RebuildStatus) -> Advice {
+fn of_resting_build(name: &str, version: i32, build: &RebuildStatus, daemons_build: bool) -> Advice {
     let because = build.rests_because.as_ref().filter(|_| build.phase == "waiting");
     let (declared, because) =
         (build.version, because.map(|because| format!(": {because}")).unwrap_or_default());
     let problem = format!(
         "Version {version} of {name} serves. Version {declared} is there beside it, and nobody works on it now{because}."
     );
-    let remedy = format!(
-        "A daemon that declares it goes on within a minute or two, at once after `espctl reload`, and lets it go live where nothing \
-         keeps it from that; so does `espctl rebuild {name}`. `espctl rebuild abort {name}` gives it up."
-    );
+    let goes_on = if daemons_build {
+        format!(
+            "A daemon that declares it goes on within a minute or two, at once after `espctl reload`, and lets it go live where nothing \
+             keeps it from that; so does `espctl rebuild {name}`."
+        )
+    } else {
+        format!(
+            "{NO_DAEMON} `espctl rebuild {name}` goes on, and lets it go live where nothing keeps it from that."
+        )
+    };
+    let remedy = format!("{goes_on} `espctl rebuild abort {name}` gives it up.");
     Advice::new(Topic::OtherVersion, problem, None, remedy)
 }
 
@@ -478,6 +501,7 @@ mod tests {
             declared_version: None,
             live_since: None,
             former: &NONE,
+            daemons_build: true,
             is_not_yet_synchronous: false,
             left_out: None,
             unsuitable: None,

@@ -28,6 +28,8 @@ pub(crate) struct Declared<'d> {
     pub(crate) processors: &'d [ProcessorDeclaration],
     /// How old events are read as new ones.
     pub(crate) upcasts: &'d [Upcast],
+    /// Whether daemons with this configuration build raised versions.
+    pub(crate) daemons_build: bool,
 }
 
 impl<'d> Declared<'d> {
@@ -143,6 +145,7 @@ async fn advise_all(
                 .filter(|(version, _)| *version == status.version)
                 .map(|(_, since)| *since),
             former: &former,
+            daemons_build: declared.daemons_build,
             left_out: left_out.get(&status.name).copied(),
             unsuitable: declaration
                 .and_then(|declared| Unsuitable::find_deployed(declared, status.synchronous.is_some())),

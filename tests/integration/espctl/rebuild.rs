@@ -15,6 +15,7 @@ mod native;
 mod never_handled;
 mod programs;
 mod progress;
+mod publishing;
 mod rolling_back;
 mod setting_aside;
 mod shares;

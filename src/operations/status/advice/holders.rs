@@ -64,13 +64,13 @@ fn is_own(holder: &HeldBy) -> bool {
 pub(super) fn of_lock(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
     let (name, wait) = (&status.name, status.lock_wait.as_ref()?);
     let problem = format!(
-        "{name} waits for a lock{}. No event is to blame and none is lost. {}",
+        "{name} waits for a lock{}. No event is to blame and none is lost. {}.",
         on_relation(wait),
-        join(&wait.held_by, describe_holder),
+        without_stop(&join(&wait.held_by, describe_holder)),
     );
     let since = now - TimeDelta::milliseconds((wait.seconds * 1_000.0) as i64);
     let remedy = format!("{}.", end_wait(wait));
-    let predicate = format!("wait for locks. {}", join(&wait.held_by, describe_holder));
+    let predicate = format!("wait for locks. {}.", without_stop(&join(&wait.held_by, describe_holder)));
     Some(Advice::new(Topic::Locked, problem, Some(since), remedy.clone()).shared(status, predicate, &remedy))
 }
 
@@ -85,9 +85,14 @@ pub(super) fn of_reset(status: &ProcessorStatus) -> Option<Advice> {
     Some(Advice::new(Topic::Locked, problem, None, format!("{}.", end_wait(wait))))
 }
 
-/// What a lock is on, and who holds it, as the end of a sentence that says who waits for it.
+/// A text that a full stop follows: a statement may end in one.
+fn without_stop(text: &str) -> &str {
+    text.trim_end_matches('.')
+}
+
+/// What a lock is on, and who holds it, as the end of a sentence that says who waits for it, without its full stop.
 pub(crate) fn describe_wait(wait: &LockWait) -> String {
-    format!("{}. {}", on_relation(wait), join(&wait.held_by, describe_holder))
+    format!("{}. {}", on_relation(wait), without_stop(&join(&wait.held_by, describe_holder)))
 }
 
 /// What to do about those who hold a lock, without a full stop.
@@ -145,6 +150,20 @@ mod tests {
             seconds: Some(seconds),
             prepared: None,
         }
+    }
+
+    #[test]
+    fn a_holder_and_what_to_do_about_it_are_two_sentences() {
+        let held_by = vec![HeldBy { prepared: Some("nightly".to_owned()), ..holder(0, "", 62.0) }];
+        let wait = LockWait { relation: None, seconds: 1.0, held_by };
+        let status = ProcessorStatus { lock_wait: Some(wait), ..super::super::super::examples::live() };
+        let advice = of_lock(&status, Utc::now()).unwrap();
+        assert!(advice.problem.ends_with("1m 2s old."), "{}", advice.problem);
+        assert!(
+            advice.remedy.starts_with("Let this end, or end it: `rollback prepared"),
+            "{}",
+            advice.remedy
+        );
     }
 
     #[test]

@@ -129,3 +129,27 @@ async fn another_program_than_that_of_a_former_version_is_refused_or_told_as_els
     assert!(status.contains("The handlers of orders have changed"), "{status}");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_version_whose_name_of_a_table_another_has_taken_does_not_serve_again_and_that_is_said_before() {
+    let (fixture, daemon) = Fixture::running().await;
+    let renamed = declaration(2, WIDER.0, WIDER.1).replace("orders_n on orders", "orders_n on sales");
+    let renamed = renamed.replace("from orders", "from sales").replace("into orders", "into sales");
+    fixture.installation.declare("orders", &renamed.replace("\norders = ", "\nsales = "));
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.installation.declare(
+        "others",
+        "[projector]\nname = 'others'\n[projector.tables]\norders = 'id bigint primary key'\n\
+         [[projector.on]]\nevents = ['A']\nsql = 'insert into orders values (event.id)'\n",
+    );
+    let plan = fixture.espctl(&["plan"]).await.stdout;
+    let lost = "version 1 of orders has a table orders as well, which is kept, and no rollback leads to it after that";
+    assert!(plan.contains(lost), "{plan}");
+    fixture.espctl(&["reload"]).await.printed();
+    reaches(&fixture.db.pool, "others", 5).await;
+    let said = fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+    let why = "its table orders has no place in schema public: projector others has made a table orders of its own there meanwhile";
+    assert!(said.contains(why) && said.contains("declare that of others under another name"), "{said}");
+    assert_eq!(fixture.fact("select count(*) from orders").await, "5");
+    daemon.stop().await;
+}

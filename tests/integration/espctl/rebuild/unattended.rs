@@ -612,3 +612,29 @@ async fn the_session_of_an_operator_who_was_killed_ends_within_seconds_also_in_a
     .await;
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn where_no_daemon_builds_status_and_plan_say_who_goes_on() {
+    // Its settings say `parallelism = 0`.
+    let (fixture, daemon) = Fixture::running().await;
+    let checked = |check: &str| {
+        declaration(2, WIDER.0, WIDER.1) + &format!("[[projector.check]]\nname = 'no'\nsql = \"{check}\"\n")
+    };
+    fixture.installation.declare("orders", &checked("select id from orders"));
+    let refused = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("the check"), "{refused:?}");
+    fixture.installation.declare("orders", &checked("select id from orders where false"));
+    fixture.espctl(&["reload"]).await.printed();
+    let status = fixture.espctl(&["status", "orders"]).await.printed();
+    let nobody = "No daemon with this configuration goes on with it: `parallelism = 0` in `[rebuild]` leaves that to you. `espctl \
+                  rebuild orders` goes on";
+    assert!(status.contains(nobody) && !status.contains("within a minute or two"), "{status}");
+    let plan = fixture.espctl(&["plan"]).await.stdout;
+    assert!(
+        plan.contains("`espctl rebuild orders` goes on with it (parallelism = 0: no daemon does)"),
+        "{plan}"
+    );
+    fixture.espctl(&["rebuild", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact("select version from espd.trackers where name = 'orders'").await, "2");
+    daemon.stop().await;
+}
