@@ -375,7 +375,9 @@ impl ProcessorBase {
         partitions: Option<&[i64]>,
         error: &sqlx::Error,
     ) -> Result<Batch, ProcessorError> {
-        let Some(event) = unreadable::find(self, connection, request, error).await? else {
+        let types = self.event_types();
+        let source = unreadable::Source { events: &self.events, types: types.as_deref() };
+        let Some(event) = unreadable::find(source, connection, request, error).await? else {
             let failure = self.attribute_failure(connection, request, error).await?;
             return Err(ProcessorError::Unattributed(Box::new(failure)));
         };

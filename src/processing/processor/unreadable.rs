@@ -4,7 +4,7 @@
 
 use sqlx::PgConnection;
 
-use super::{BatchRequest, Events, ProcessorBase};
+use super::{BatchRequest, Events};
 use crate::event::Position;
 use crate::postgres::literal::{fetch_optional, simple};
 use crate::postgres::quote::quote_literal;
@@ -15,41 +15,48 @@ use crate::store::upcast::UpcastFailure;
 /// How many ids are read first. Each time that all can be read, twice as many follow.
 const FIRST_STEP: i64 = 1_000;
 
+/// Where the events are, and which types of them are wanted; `None`: all.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'s> {
+    pub(super) events: &'s Events,
+    pub(super) types: Option<&'s [String]>,
+}
+
 /// Finds the first event of a request that cannot be read, after an error; `None`: all can be read now.
 pub(super) async fn find(
-    base: &ProcessorBase,
+    source: Source<'_>,
     connection: &mut PgConnection,
     request: &BatchRequest<'_>,
     error: &sqlx::Error,
 ) -> Result<Option<FailedEvent>, sqlx::Error> {
-    match &base.events {
-        Events::SameDatabase(_) => find_on(base, connection, request, error).await,
+    match source.events {
+        Events::SameDatabase(_) => find_on(source, connection, request, error).await,
         Events::Elsewhere(store) => {
             let mut transaction = store.pool().begin().await?;
-            find_on(base, &mut transaction, request, error).await
+            find_on(source, &mut transaction, request, error).await
         }
     }
 }
 
 async fn find_on(
-    base: &ProcessorBase,
+    source: Source<'_>,
     connection: &mut PgConnection,
     request: &BatchRequest<'_>,
     error: &sqlx::Error,
 ) -> Result<Option<FailedEvent>, sqlx::Error> {
     let found = match UpcastFailure::find_event(error) {
         Some(id) => Some(id),
-        None => find_id(base, connection, request).await?,
+        None => find_id(source, connection, request).await?,
     };
     match found {
-        Some(id) => identify(base, connection, id).await,
+        Some(id) => identify(source, connection, id).await,
         None => Ok(None),
     }
 }
 
 /// Reads ever more of the events, then ever fewer.
 async fn find_id(
-    base: &ProcessorBase,
+    source: Source<'_>,
     connection: &mut PgConnection,
     request: &BatchRequest<'_>,
 ) -> Result<Option<Position>, sqlx::Error> {
@@ -57,7 +64,7 @@ async fn find_id(
     let (mut step, mut unreadable) = (FIRST_STEP, None);
     while readable < upto && unreadable != Some(readable + 1) {
         let probe = unreadable.map_or(upto.min(readable.saturating_add(step)), |id| readable.midpoint(id));
-        if can_read(base, connection, readable, probe).await? {
+        if can_read(source, connection, readable, probe).await? {
             readable = probe;
             step = step.saturating_mul(2);
         } else {
@@ -69,19 +76,19 @@ async fn find_id(
 
 /// Whether all events can be read that are behind one id, up to another one.
 async fn can_read(
-    base: &ProcessorBase,
+    source: Source<'_>,
     connection: &mut PgConnection,
     after: i64,
     upto: i64,
 ) -> Result<bool, sqlx::Error> {
-    let of_types = base.event_types().map_or_else(String::new, |types| {
+    let of_types = source.types.map_or_else(String::new, |types| {
         let types: Vec<String> = types.iter().map(|name| quote_literal(name)).collect();
         format!(" and type = any (array[{}]::text[])", types.join(", "))
     });
     let statement = format!(
         "-- try_to_read_events
          select sum(pg_column_size(row(type, body, metadata, created_at))) from {} as e where id > {after} and id <= {upto}{of_types}",
-        base.events.layout().source()
+        source.events.layout().source()
     );
     execute(connection, "savepoint espd_probe").await?;
     match simple(statement).fetch_one(&mut *connection).await {
@@ -93,11 +100,11 @@ async fn can_read(
 
 /// Which event it is. Its type is the one that it is read as, unless that cannot be read either.
 async fn identify(
-    base: &ProcessorBase,
+    source: Source<'_>,
     connection: &mut PgConnection,
     id: Position,
 ) -> Result<Option<FailedEvent>, sqlx::Error> {
-    let layout = base.events.layout();
+    let layout = source.events.layout();
     let from = |source: &str| {
         format!(
             "-- identify_unreadable_event\nselect id, uuid, type as event_type, aggregate_id from {source} as e where id = {id}"

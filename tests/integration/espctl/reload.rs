@@ -308,7 +308,7 @@ async fn a_daemon_that_was_frozen_and_goes_on_is_waited_for() {
     let reload = installation.espctl(&["reload"]);
     let wake = async {
         eventually("it is looked for", async || {
-            let asks = "select exists (select from pg_stat_activity where query like '%find_silent_daemons%' and pid <> pg_backend_pid())";
+            let asks = "select exists (select from pg_stat_activity where datname = current_database() and query like '%find_silent_daemons%' and pid <> pg_backend_pid())";
             sqlx::query_scalar::<_, bool>(asks).fetch_one(&db.pool).await.unwrap().then_some(())
         })
         .await;
