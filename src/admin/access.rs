@@ -38,14 +38,43 @@ impl Permission {
     }
 }
 
+/// Who may do what, according to the newest configuration that has had a section `[admin]`. What it has taken back does not
+/// return: where the section is gone, and the endpoint listens until the next start, the settings of before go on to count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Access {
+    /// The newest settings, with the address that the endpoint really listens on.
+    settings: AdminSettings,
+    /// Whether everything can be seen without a token.
+    is_open: bool,
+}
+
+impl Access {
+    pub(super) fn new(settings: &AdminSettings) -> Self {
+        let is_open = settings.read_token.is_none() && settings.listen.is_local();
+        Self { settings: settings.clone(), is_open }
+    }
+
+    /// Follows the section of a configuration that was read again; `None`: it has none.
+    pub(super) fn follow(&mut self, present: Option<&AdminSettings>) {
+        let Some(present) = present else { return };
+        let listen = self.settings.listen.clone();
+        // Without a token, settings are made for the address that they name, which may be harder to reach than this one.
+        let is_made_for_it = present.listen == listen;
+        let settings = AdminSettings { listen, ..present.clone() };
+        let is_open = Self::new(&settings).is_open && (is_made_for_it || self.is_open);
+        *self = Self { settings, is_open };
+    }
+}
+
 /// Allows a request, or says why not. `local` is the address that the client has connected to; `None` for a socket in
 /// the file system.
 pub(super) fn admit(
-    settings: &AdminSettings,
+    access: &Access,
     local: Option<IpAddr>,
     headers: &HeaderMap,
     route: &Route<'_>,
 ) -> Result<Permission, ApiError> {
+    let Access { settings, is_open } = access;
     if let Some(local) = local {
         refuse_foreign_host(settings, local, headers)?;
     }
@@ -53,7 +82,7 @@ pub(super) fn admit(
     let shown = headers.get(AUTHORIZATION).map(|value| bearer_token(value).unwrap_or_default());
     let has = match shown {
         Some(shown) => recognise(settings, shown),
-        None if settings.read_token.is_none() && settings.listen.is_local() => Some(Permission::Read),
+        None if *is_open => Some(Permission::Read),
         None => Some(Permission::Probe),
     };
     decide(settings, has, shown.is_some(), Permission::needed(route))
@@ -174,7 +203,11 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
-        admit(settings, Some(LOCAL), &map, &route).map_or_else(|error| error.status.as_u16(), |_| 200)
+        ask_with(&Access::new(settings), &map, &route)
+    }
+
+    fn ask_with(access: &Access, headers: &HeaderMap, route: &Route<'_>) -> u16 {
+        admit(access, Some(LOCAL), headers, route).map_or_else(|error| error.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -205,6 +238,41 @@ mod tests {
                 [Route::Readyz, Route::Metrics, change].map(|route| ask(&settings, &headers, route));
             assert_eq!(answers, [probe, see, operating], "{listen} {tokens:?} {shown:?}");
         }
+    }
+
+    /// What was taken back stays so, whatever becomes of the section; and settings for a socket open no other address.
+    #[test]
+    fn the_newest_settings_count_also_where_they_are_gone() {
+        let inside = "127.0.0.1:1";
+        let ask = |access: &Access, token: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.append(HOST, HeaderValue::from_static("localhost"));
+            if let Some(token) = token {
+                headers.append(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+            }
+            let change = Route::Change("a", ProcessorAction::Pause);
+            [Route::Metrics, change].map(|route| ask_with(access, &headers, &route))
+        };
+        let mut access = Access::new(&settings(inside, [None, Some(OPERATE)]));
+        assert_eq!([ask(&access, None), ask(&access, Some(OPERATE))], [[200, 401], [200, 200]]);
+        let newer = OPERATE.replace('f', "e");
+        access.follow(Some(&settings(inside, [Some(READ), Some(&newer)])));
+        for _ in 0..2 {
+            assert_eq!([ask(&access, None), ask(&access, Some(OPERATE))], [[401, 401], [401, 401]]);
+            assert_eq!([ask(&access, Some(READ)), ask(&access, Some(&newer))], [[200, 403], [200, 200]]);
+            access.follow(None);
+        }
+
+        // The permissions of a socket's file protect no port.
+        let socket =
+            AdminSettings { listen: Listen::Unix("/run/espd".into()), ..settings(inside, [None, None]) };
+        access.follow(Some(&socket));
+        access.follow(None);
+        assert_eq!([ask(&access, None), ask(&access, Some(READ))], [[401, 403], [401, 403]]);
+        access.follow(Some(&settings(inside, [None, None])));
+        assert_eq!(ask(&access, None), [200, 403]);
+        access.follow(Some(&socket));
+        assert_eq!(ask(&access, None), [200, 403]);
     }
 
     #[test]

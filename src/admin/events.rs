@@ -1,7 +1,7 @@
 //! `GET /api/v1/events`: events as they settle, as server-sent events.
 //!
-//! The answer has no end of its own: it ends when the daemon stops, when the store must not be followed, and when the client
-//! does not read. A client that connects again says in `Last-Event-ID` how far it has come.
+//! The answer has no end of its own: it ends when the daemon stops, when the store must not be followed, when the client
+//! does not read, and when other tokens count than those that it was opened with. A client that connects again says in `Last-Event-ID` how far it has come.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,9 +14,11 @@ use futures_util::stream::{self, BoxStream};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Bytes, Frame};
 use hyper::{HeaderMap, StatusCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use url::form_urlencoded;
 
+use super::View;
+use super::access::Access;
 use super::answer::{self, Answer, ApiError};
 use super::dead_letters::{parse_or, refuse, refuse_nul};
 use super::deadline::Deadline;
@@ -80,6 +82,23 @@ fn position(key: &str, value: &str) -> Result<Position, ApiError> {
     Ok(Position::new(number))
 }
 
+/// By what a stream was opened.
+pub(super) struct Admission {
+    pub(super) access: Access,
+    pub(super) view: watch::Receiver<View>,
+}
+
+impl Admission {
+    /// Returns when something else counts: whoever is still allowed to read connects again.
+    async fn ended(&mut self) {
+        let Self { access, view } = self;
+        if view.wait_for(|view| view.access != *access).await.is_err() {
+            // The endpoint stops, which the stream is told of in another way.
+            std::future::pending().await
+        }
+    }
+}
+
 /// The streams of the endpoint.
 #[derive(Debug)]
 pub(super) struct Streams {
@@ -99,6 +118,7 @@ impl Streams {
         config: Arc<Config>,
         wanted: Wanted,
         deadline: Deadline,
+        admission: Admission,
     ) -> Result<Answer, ApiError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             let error = format!("there are {STREAMS} streams of events already");
@@ -106,7 +126,8 @@ impl Streams {
         })?;
         let opened = self.streams.open(config, wanted.types.as_deref(), wanted.after).await;
         let events = opened.map_err(|error| ApiError::unavailable(error.to_string()))?;
-        let sender = Sender { events, stop: self.stop.clone(), has_begun: false, has_ended: false };
+        let stop = self.stop.clone();
+        let sender = Sender { events, admission, stop, has_begun: false, has_ended: false };
         let sent = stream::unfold(sender, |mut sender| async { Some((sender.next().await?, sender)) });
         let body = EventBody { frames: sent.boxed(), deadline, _place: place };
         Ok(answer::stream("text/event-stream; charset=utf-8", body.boxed_unsync()))
@@ -116,6 +137,7 @@ impl Streams {
 /// What is sent to one client, piece by piece.
 struct Sender {
     events: OpenStream,
+    admission: Admission,
     stop: Shutdown,
     has_begun: bool,
     has_ended: bool,
@@ -134,6 +156,7 @@ impl Sender {
         let text = tokio::select! {
             biased;
             () = self.stop.requested() => return None,
+            () = self.admission.ended() => return None,
             next = self.events.next() => match next {
                 Ok(event) => message(&event),
                 Err(error) => {

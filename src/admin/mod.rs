@@ -51,6 +51,7 @@ pub(crate) use connections::Limits;
 use crate::config::{AdminSettings, Config};
 use crate::shutdown::{self, Shutdown, ShutdownHandle};
 use crate::supervision::{LoopHeartbeat, Snapshot, Supervisor};
+use access::Access;
 use listener::Listener;
 use requests::RequestHandler;
 
@@ -66,9 +67,10 @@ pub(crate) struct Endpoint {
     ended: oneshot::Receiver<()>,
 }
 
-/// What the endpoint knows of the daemon. The fields are set while the daemon starts.
-#[derive(Debug, Clone, Default)]
+/// What the endpoint knows of the daemon. All but the first are set while the daemon starts.
+#[derive(Debug, Clone)]
 struct View {
+    access: Access,
     config: Option<Arc<Config>>,
     workers: Option<Workers>,
 }
@@ -87,10 +89,11 @@ impl Endpoint {
     pub(crate) fn start(settings: &AdminSettings, limits: Limits) -> anyhow::Result<Self> {
         let listener = Listener::bind(&settings.listen)?;
         let url = listener.url();
-        let (view, viewed) = watch::channel(View::default());
+        let access = Access::new(settings);
+        let (view, viewed) = watch::channel(View { access, config: None, workers: None });
         let (stop, stopping) = shutdown::channel();
         let (end, ended) = oneshot::channel();
-        let handler = RequestHandler::new(settings.clone(), viewed, limits.request_time, stopping.clone());
+        let handler = RequestHandler::new(viewed, limits.request_time, stopping.clone());
         let serve = move || {
             if let Err(error) = serve(listener, handler, limits, stopping) {
                 warn!(%error, "the admin endpoint has ended; the processors continue");
@@ -110,7 +113,10 @@ impl Endpoint {
 
     /// Tells the endpoint the configuration: what is declared, and where the databases are. Call it again after a reload.
     pub(crate) fn show_config(&self, config: &Config) {
-        self.view.send_modify(|view| view.config = Some(Arc::new(config.clone())));
+        self.view.send_modify(|view| {
+            view.access.follow(config.admin.as_ref());
+            view.config = Some(Arc::new(config.clone()));
+        });
     }
 
     /// Tells the endpoint where to read the state of the workers.

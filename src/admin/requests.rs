@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 use tracing::info;
 
-use super::access::{self, Permission};
+use super::access::{self, Access, Permission};
 use super::answer::{self, Answer, ApiError};
 use super::body::read_body;
 use super::changes::Change;
@@ -17,12 +17,12 @@ use super::dead_letters::{self, Listing};
 use super::deadline::Deadline;
 use super::doctor::Doctor;
 use super::emissions;
-use super::events::{self, Streams};
+use super::events::{self, Admission, Streams};
 use super::listener::Peer;
 use super::route::Route;
 use super::waiting::{self, Waiters, Wanted};
 use super::{View, Workers, exposition, health, metrics};
-use crate::config::{AdminSettings, Config};
+use crate::config::Config;
 use crate::event::Position;
 use crate::operations::backlog::Backlog;
 use crate::operations::databases::Databases;
@@ -56,7 +56,6 @@ const METRICS_TIME: Duration = Duration::from_secs(6);
 /// Answers requests, with what they share.
 #[derive(Debug)]
 pub(super) struct RequestHandler {
-    started_with: AdminSettings,
     view: watch::Receiver<View>,
     request_time: Duration,
     /// What was made of the configuration that names the databases.
@@ -100,15 +99,10 @@ impl Reached {
 
 impl RequestHandler {
     /// A handler whose streams end when the stop is requested.
-    pub(super) fn new(
-        started_with: AdminSettings,
-        view: watch::Receiver<View>,
-        request_time: Duration,
-        stop: Shutdown,
-    ) -> Self {
+    pub(super) fn new(view: watch::Receiver<View>, request_time: Duration, stop: Shutdown) -> Self {
         let (reached, turn, doctor) = (Mutex::default(), Mutex::default(), Doctor::default());
         let (streams, waiters) = (Streams::new(stop), Waiters::default());
-        Self { started_with, view, request_time, reached, turn, doctor, streams, waiters }
+        Self { view, request_time, reached, turn, doctor, streams, waiters }
     }
 
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Answer {
@@ -133,7 +127,8 @@ impl RequestHandler {
     async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Result<Answer, ApiError> {
         let (head, body) = request.into_parts();
         let route = Route::find(&head.method, head.uri.path())?;
-        let permission = match access::admit(&self.settings(), peer.local, &head.headers, &route) {
+        let access = self.access();
+        let permission = match access::admit(&access, peer.local, &head.headers, &route) {
             Err(error) if error.status == StatusCode::UNAUTHORIZED => {
                 tokio::time::sleep(UNAUTHORIZED_DELAY).await;
                 return Err(error);
@@ -160,7 +155,8 @@ impl RequestHandler {
                 let wanted = events::of_request(head.uri.query(), &head.headers)?;
                 let deadline = head.extensions.get::<Deadline>().cloned();
                 let deadline = deadline.unwrap_or_else(|| Deadline::after(self.request_time));
-                self.streams.open(self.config()?, wanted, deadline).await
+                let admission = Admission { access, view: self.view.clone() };
+                self.streams.open(self.config()?, wanted, deadline, admission).await
             }
             Route::Emissions => self.list_emissions(emissions::of_query(head.uri.query())?).await,
             Route::EmissionsOf(name) => {
@@ -315,12 +311,9 @@ impl RequestHandler {
         making.await.map_err(|_| ApiError::unavailable("the change was interrupted"))?
     }
 
-    /// Where the endpoint listens, and who may do what according to the present configuration.
-    fn settings(&self) -> AdminSettings {
-        let present = self.view.borrow().config.clone();
-        let present = present.and_then(|config| config.admin.clone());
-        let listen = self.started_with.listen.clone();
-        present.map_or_else(|| self.started_with.clone(), |present| AdminSettings { listen, ..present })
+    /// Who may do what at present.
+    fn access(&self) -> Access {
+        self.view.borrow().access.clone()
     }
 
     fn config(&self) -> Result<Arc<Config>, ApiError> {

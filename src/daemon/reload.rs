@@ -17,6 +17,7 @@ use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;
 use crate::operations::check::check_changes;
 use crate::postgres::error::chain;
+use crate::postgres::query_text::show_literals;
 use crate::process::executable::Executable;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{Handling, ProcessorDeclaration};
@@ -121,12 +122,18 @@ impl Configured {
             info!(processors = edited, "started again, because their programs have changed");
             report.push(format!("started again, because their programs have changed: {edited}"));
         }
+        // What is not to be shown any more is not.
+        show_literals(config.log.query_literals);
         let mut later = Vec::new();
         if config.log != self.config.log {
             later.push("the daemon's own log is as configured at its next start");
         }
         let listen = |config: &Config| config.admin.as_ref().map(|admin| admin.listen.clone());
-        if listen(&config) != listen(&self.config) {
+        if config.admin.is_none() && self.config.admin.is_some() {
+            later.push(
+                "the admin endpoint is there until the daemon's next start, with the tokens that it has had last",
+            );
+        } else if listen(&config) != listen(&self.config) {
             later.push("the admin endpoint listens as configured at the daemon's next start");
         }
         for line in later {

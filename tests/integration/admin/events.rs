@@ -157,3 +157,27 @@ async fn streams_are_bounded_and_lock_out_nobody() {
     assert_eq!(quiet.next().await.0, 12);
     daemon.stop().await;
 }
+
+/// Nobody goes on reading with a token that was taken back.
+#[tokio::test]
+async fn a_stream_ends_when_other_tokens_count() {
+    let (db, installation, daemon, client) = running(&format!("read_token = '{READ}'")).await;
+    let with = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    let mut stream = Reader::open(&client, "?after=9", &with(READ)).await;
+    assert_eq!(stream.next().await.0, 10);
+    let newer = READ.replace('f', "0");
+    let main = installation.path().join("espd.toml");
+    let text = std::fs::read_to_string(&main).unwrap().replace(READ, &newer);
+    std::fs::write(&main, &text).unwrap();
+    installation.espctl(&["reload"]).await.printed();
+    assert!(stream.ends().await);
+
+    // One with the new token is not disturbed by a reload of something else.
+    let mut stream = Reader::open(&client, "?after=9", &with(&newer)).await;
+    assert_eq!(stream.next().await.0, 10);
+    std::fs::write(&main, text.replace("'50ms'", "'60ms'")).unwrap();
+    installation.espctl(&["reload"]).await.printed();
+    append(&db.pool, 1).await;
+    assert_eq!(stream.next().await.0, 11);
+    daemon.stop().await;
+}

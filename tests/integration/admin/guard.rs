@@ -173,3 +173,48 @@ async fn a_token_that_was_replaced_is_void_after_a_reload() {
     client.post(PAUSE, READ, "").await.json(200);
     daemon.stop().await;
 }
+
+/// The endpoint stays until the next start. So does what was protected, and what was taken back stays taken back.
+#[tokio::test]
+async fn without_its_section_the_endpoint_goes_on_with_the_newest_tokens() {
+    let newer = OPERATE.replace('f', "0");
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, &settings(&format!("operator_token = '{OPERATE}'")));
+    installation.declare_notes("notes", "");
+    let main = installation.path().join("espd.toml");
+    let started_with = std::fs::read_to_string(&main).unwrap();
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    reaches(&db.pool, "notes", append(&db.pool, 1).await).await;
+    assert_eq!(client.get("/metrics").await.status, 200);
+    client.post(PAUSE, OPERATE, "").await.json(200);
+
+    let rotated = started_with.replace(OPERATE, &newer)
+        + &format!("read_token = '{READ}'\nallowed_hosts = ['espd.example.org']\n");
+    let without = started_with.split("[admin]").next().unwrap().to_owned();
+    for (text, said) in
+        [(rotated, ""), (without, "the admin endpoint is there until the daemon's next start")]
+    {
+        std::fs::write(&main, text).unwrap();
+        let report = installation.espctl(&["reload"]).await.printed();
+        assert!(report.contains(said), "{report}");
+        client.post(PAUSE, OPERATE, "").await.json(401);
+        client.post(PAUSE, &newer, "").await.json(200);
+        client.get("/metrics").await.json(401);
+        let request = format!(
+            "GET /metrics HTTP/1.1\r\nHost: espd.example.org\r\nAuthorization: Bearer {READ}\r\n\r\n"
+        );
+        assert_eq!(client.send(&request).await.status, 200);
+    }
+
+    // A socket's file protects what comes through it, and not the port that is open until the next start.
+    let socket =
+        started_with.replace("127.0.0.1:0", &format!("unix:{}", installation.path().join("s").display()));
+    std::fs::write(&main, socket).unwrap();
+    installation.espctl(&["reload"]).await.printed();
+    client.get("/metrics").await.json(401);
+    std::fs::write(&main, started_with).unwrap();
+    installation.espctl(&["reload"]).await.printed();
+    assert_eq!(client.get("/metrics").await.status, 200);
+    daemon.stop().await;
+}
