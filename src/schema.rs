@@ -13,6 +13,7 @@ mod by_hand;
 mod error;
 mod files;
 mod fixed_names;
+mod foreign;
 pub(crate) mod names;
 pub(crate) mod renaming;
 

@@ -6,9 +6,10 @@ use sqlx::migrate::{Migrate as _, MigrateError, Migration};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
 use super::applied::{check, find_applied};
+use super::by_hand::{self, Made};
 use super::files::MigrationSet;
 use super::names::Home;
-use super::{Migrated, SchemaError, by_hand};
+use super::{Migrated, SchemaError};
 use crate::postgres::server_mark;
 
 /// Brings the set to the version of this program, if it is older.
@@ -16,8 +17,8 @@ pub(super) async fn migrate(set: &MigrationSet, pool: &PgPool, home: &Home) -> R
     // Looking first spares a role that may not create schemas an error where nothing is to do.
     match check(set, pool, home).await {
         Ok(found) => Ok(Migrated { from: found, to: found }),
-        Err(SchemaError::NotMigrated { found, .. }) => {
-            apply_missing(set, pool, home).await?;
+        Err(SchemaError::NotMigrated { .. }) => {
+            let found = apply_missing(set, pool, home).await?;
             Ok(Migrated { from: found, to: set.newest().max(found) })
         }
         Err(error) => Err(error),
@@ -51,8 +52,9 @@ pub(super) async fn plan(set: &MigrationSet, pool: &PgPool, home: &Home) -> Resu
     Ok(text)
 }
 
-/// Works on a connection of its own: its session lock ends with it, so it must never go back to the pool.
-async fn apply_missing(set: &MigrationSet, pool: &PgPool, home: &Home) -> Result<(), SchemaError> {
+/// Works on a connection of its own: its session lock ends with it, so it must never go back to the pool. Returns the version
+/// that was found: another program may have migrated while this one waited for the lock.
+async fn apply_missing(set: &MigrationSet, pool: &PgPool, home: &Home) -> Result<i64, SchemaError> {
     let mut connection = pool.acquire().await?.detach();
     let outcome = apply_locked(set, &mut connection, home).await;
     // The outcome is known by now, whether the connection closes well or not.
@@ -65,13 +67,14 @@ async fn apply_missing(set: &MigrationSet, pool: &PgPool, home: &Home) -> Result
     })
 }
 
-/// Takes the lock that every espd takes to migrate, then applies what is missing.
+/// Takes the lock that every espd takes to migrate, then applies what is missing. Returns the version that was found.
 async fn apply_locked(
     set: &MigrationSet,
     connection: &mut PgConnection,
     home: &Home,
-) -> Result<(), ApplyError> {
+) -> Result<i64, ApplyError> {
     connection.lock().await?;
+    let found = find_applied(set, connection, home).await?.last().map_or(0, |migration| migration.version);
     // `create schema if not exists` wants the right to create one even where one exists.
     if !schema_exists(connection, home).await? {
         execute(connection, format!("-- create_schema\ncreate schema {}", home.schema)).await?;
@@ -89,12 +92,32 @@ async fn apply_locked(
     for migration in &missing.by_hand {
         record(set, connection, home, migration, -1).await.map_err(MigrateError::Execute)?;
     }
+    if missing.all_or_none {
+        apply_together(set, connection, home, &missing.to_apply).await?;
+        return Ok(found);
+    }
     for migration in &missing.to_apply {
         apply(set, connection, home, migration)
             .await
             .map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Runs all files and records them in one transaction.
+async fn apply_together(
+    set: &MigrationSet,
+    connection: &mut PgConnection,
+    home: &Home,
+    migrations: &[Migration],
+) -> Result<(), ApplyError> {
+    let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+    for migration in migrations {
+        run(set, &mut transaction, home, migration)
+            .await
+            .map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
+    }
+    Ok(transaction.commit().await?)
 }
 
 /// The migrations that are not recorded.
@@ -102,6 +125,8 @@ struct Missing {
     /// What they make is there already, because somebody has run the files by hand.
     by_hand: Vec<Migration>,
     to_apply: Vec<Migration>,
+    /// Whether they are applied in one transaction, because a table that is there may be somebody else's.
+    all_or_none: bool,
 }
 
 async fn missing(
@@ -113,9 +138,16 @@ async fn missing(
     let recorded = |migration: &Migration| applied.iter().any(|one| one.version == migration.version);
     let missing: Vec<Migration> =
         set.migrations(home).into_iter().filter(|migration| !recorded(migration)).collect();
-    let made = if missing.is_empty() { 0 } else { by_hand::find_version(set, connection, home).await? };
+    let newest = applied.last().map_or(0, |one| one.version);
+    let made = if missing.is_empty() {
+        Made::Version(0)
+    } else {
+        by_hand::find_made(set, connection, home, newest).await?
+    };
+    let all_or_none = made == Made::Unknown && applied.is_empty();
+    let made = if let Made::Version(version) = made { version } else { 0 };
     let (by_hand, to_apply) = missing.into_iter().partition(|migration| migration.version <= made);
-    Ok(Missing { by_hand, to_apply })
+    Ok(Missing { by_hand, to_apply, all_or_none })
 }
 
 /// Runs a file and records it, in one transaction.
@@ -125,12 +157,21 @@ async fn apply(
     home: &Home,
     migration: &Migration,
 ) -> Result<(), sqlx::Error> {
-    let begun = Instant::now();
     let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
+    run(set, &mut transaction, home, migration).await?;
+    transaction.commit().await
+}
+
+async fn run(
+    set: &MigrationSet,
+    transaction: &mut PgConnection,
+    home: &Home,
+    migration: &Migration,
+) -> Result<(), sqlx::Error> {
+    let begun = Instant::now();
     sqlx::raw_sql(migration.sql.clone()).execute(&mut *transaction).await?;
     let nanoseconds = i64::try_from(begun.elapsed().as_nanos()).unwrap_or(-1);
-    record(set, &mut transaction, home, migration, nanoseconds).await?;
-    transaction.commit().await
+    record(set, transaction, home, migration, nanoseconds).await
 }
 
 async fn record(

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::SchemaError;
 use super::files::MigrationSet;
+use super::foreign::{Shapes, find_foreign, list_made, list_shapes};
 use super::names::{EspdNames, Home};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark;
@@ -18,13 +19,25 @@ use crate::postgres::sqlstate::is_missing_right;
 /// Tables, columns, constraints, indexes, functions and triggers, each as one text.
 type Inventory = BTreeSet<String>;
 
-/// Returns the version that the objects in the schema are at, whether recorded or not; 0 where they are as no version
-/// makes them.
-pub(super) async fn find_version(
+/// What was made in a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Made {
+    /// What this version makes; 0: nothing, or as no version makes it.
+    Version(i64),
+    /// The role may not create the schema that the files are tried in.
+    Unknown,
+}
+
+/// Finds what was made in the schema, whether recorded or not. `recorded` is the last version that is.
+///
+/// # Errors
+/// Others have made something under a name of espd's, or something is missing that others have dropped or called otherwise.
+pub(super) async fn find_made(
     set: &MigrationSet,
     connection: &mut PgConnection,
     home: &Home,
-) -> Result<i64, SchemaError> {
+    recorded: i64,
+) -> Result<Made, SchemaError> {
     let first = home.names.get(set.first_table);
     let exists: bool = sqlx::query_scalar(
         "-- find_first_table\nselect exists (select from pg_class where oid = to_regclass($1) and relkind in ('r', 'p'))",
@@ -33,29 +46,51 @@ pub(super) async fn find_version(
     .fetch_one(&mut *connection)
     .await?;
     if !exists {
-        return refuse_others(set, connection, home, first).await;
+        refuse_others(set, connection, home, first, recorded).await?;
+        if !has_any(connection, home, &list_made(&set.migrations(home), &home.schema)).await? {
+            return Ok(Made::Version(0));
+        }
     }
     let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-    let made = compare(set, &mut transaction, home).await;
+    let compared = compare(set, &mut transaction, home, recorded).await;
     transaction.rollback().await?;
-    match made {
+    match compared {
         // A role that may not create a schema cannot try the files. Migrating goes on without the answer.
         Err(error) if is_missing_right(&error) => {
             tracing::debug!(%error, "could not compare the schema with the migrations");
-            Ok(0)
+            Ok(Made::Unknown)
         }
-        made => Ok(made?),
+        compared => match compared? {
+            Compared::Foreign(relation) => {
+                let schema = home.schema.as_str().to_owned();
+                Err(SchemaError::Foreign { set: set.name, schema, relation })
+            }
+            Compared::Version(version) => Ok(Made::Version(version)),
+        },
     }
 }
 
+/// Whether there is a relation of one of these names in the schema.
+async fn has_any(connection: &mut PgConnection, home: &Home, names: &[String]) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- has_any
+         select exists (select from pg_class where relnamespace = to_regnamespace($1) and relname = any($2))",
+    )
+    .bind(home.schema.to_string())
+    .bind(names)
+    .fetch_one(connection)
+    .await
+}
+
 /// Functions without the table that they work on were made by hand for a table of another name. Migrating would leave that
-/// table, with all that is in it, and have them work on a new one.
+/// table, with all that is in it, and have them work on a new one. Where migrations are recorded, somebody has dropped it.
 async fn refuse_others(
     set: &MigrationSet,
     connection: &mut PgConnection,
     home: &Home,
     table: String,
-) -> Result<i64, SchemaError> {
+    recorded: i64,
+) -> Result<(), SchemaError> {
     let was_made: bool = sqlx::query_scalar(
         "-- find_fixed_object
          select exists (select from pg_class where relnamespace = to_regnamespace($1) and relname = $2)
@@ -65,45 +100,63 @@ async fn refuse_others(
     .bind(set.fixed_object)
     .fetch_one(connection)
     .await?;
-    if !was_made {
-        return Ok(0);
+    let (set_name, schema) = (set.name, home.schema.as_str().to_owned());
+    match (recorded, was_made) {
+        (0, false) => Ok(()),
+        (0, true) => Err(SchemaError::UnknownNames { set: set_name, schema, table }),
+        _ => Err(SchemaError::Dropped { set: set_name, schema, table, recorded }),
     }
-    Err(SchemaError::UnknownNames { set: set.name, schema: home.schema.as_str().to_owned(), table })
+}
+
+/// What comparing a schema with the versions has found.
+enum Compared {
+    Version(i64),
+    /// Others have made this relation.
+    Foreign(String),
 }
 
 async fn compare(
     set: &MigrationSet,
     transaction: &mut PgConnection,
     home: &Home,
-) -> Result<i64, sqlx::Error> {
+    recorded: i64,
+) -> Result<Compared, sqlx::Error> {
     let there = take_inventory(transaction, home.schema.as_str()).await?;
-    let versions = make_versions(set, transaction, &home.names).await?;
+    let relations = list_shapes(transaction, home.schema.as_str()).await?;
+    let (versions, shapes) = make_versions(set, transaction, &home.names).await?;
+    if let Some(relation) = find_foreign(&relations, &shapes, recorded) {
+        return Ok(Compared::Foreign(relation));
+    }
     let ever_made: BTreeSet<&String> = versions.iter().flat_map(|(_, inventory)| inventory).collect();
     let there: BTreeSet<&String> = there.iter().filter(|one| ever_made.contains(one)).collect();
     // The first of several that look the same: a file that changes rows only is run rather than taken for done.
     let matching = versions.iter().find(|(_, inventory)| inventory.iter().collect::<BTreeSet<_>>() == there);
-    Ok(matching.map_or(0, |(version, _)| *version))
+    Ok(Compared::Version(matching.map_or(0, |(version, _)| *version)))
 }
+
+/// What there is after each version, in full, and its tables and views.
+type Versions = (Vec<(i64, Inventory)>, Vec<(i64, Shapes)>);
 
 /// Runs the files in a schema of their own. Returns what there is after each.
 async fn make_versions(
     set: &MigrationSet,
     transaction: &mut PgConnection,
     names: &EspdNames,
-) -> Result<Vec<(i64, Inventory)>, sqlx::Error> {
+) -> Result<Versions, sqlx::Error> {
     let name = format!("espd_try_{}", Uuid::new_v4().simple());
-    let Ok(home) = Home::new(&name, names) else { return Ok(Vec::new()) };
+    let Ok(home) = Home::new(&name, names) else { return Ok((Vec::new(), Vec::new())) };
     let create = format!(
         "-- open_trial\nset local client_min_messages = warning; set local check_function_bodies = off; create schema {}",
         home.schema
     );
     sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
-    let mut versions = Vec::new();
+    let (mut versions, mut shapes) = (Vec::new(), Vec::new());
     for migration in set.migrations(&home) {
         sqlx::raw_sql(migration.sql).execute(&mut *transaction).await?;
         versions.push((migration.version, take_inventory(transaction, &name).await?));
+        shapes.push((migration.version, list_shapes(transaction, &name).await?));
     }
-    Ok(versions)
+    Ok((versions, shapes))
 }
 
 /// Lists what is in a schema, without the schema's name. An ellipsis in a function may be one character or three periods: see

@@ -78,6 +78,34 @@ pub enum SchemaError {
         /// The table that the configuration names.
         table: String,
     },
+    /// Others have made something under a name that espd would use.
+    #[error(
+        "the {set} schema \"{schema}\" has a relation {relation:?} that no espd has made: rename or move it, or name another schema; \
+         nothing was changed"
+    )]
+    Foreign {
+        /// Which set: `event store` or `processing`.
+        set: &'static str,
+        /// The schema looked into.
+        schema: String,
+        /// The table or view.
+        relation: String,
+    },
+    /// A table that a recorded migration has made is gone.
+    #[error(
+        "the {set} schema \"{schema}\" has no table {table:?}, although its migrations are recorded up to {recorded}: restore it, or drop \
+         the schema if nothing in it is needed, and run `espctl migrate`"
+    )]
+    Dropped {
+        /// Which set: `event store` or `processing`.
+        set: &'static str,
+        /// The schema looked into.
+        schema: String,
+        /// The table that the configuration names.
+        table: String,
+        /// The last migration that is recorded.
+        recorded: i64,
+    },
     /// A migration failed; what it had done is rolled back.
     #[error("failed to migrate the {set} schema \"{schema}\"")]
     Migrate {
@@ -108,6 +136,10 @@ impl SchemaError {
             Self::UnknownNames { .. } => {
                 "write the names of its tables under [event_store.espd], or name another schema".to_owned()
             }
+            Self::Foreign { .. } => {
+                "rename or move it, or name another schema under [event_store]".to_owned()
+            }
+            Self::Dropped { .. } => "restore it, or drop the schema if nothing in it is needed".to_owned(),
             Self::Migrate { .. } => "fix what the database says, then run `espctl migrate` again".to_owned(),
             Self::Database(_) => "check that the server runs and lets this role read the schema".to_owned(),
         }

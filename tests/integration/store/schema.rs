@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use espd::schema::{self, Migrated, SchemaError};
 use futures_util::future::join_all;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::store;
@@ -106,16 +107,79 @@ async fn a_migration_with_other_content_is_found() {
     }
 }
 
+/// Tables of others that happen to have a name of espd's, whichever of its tables that is.
+#[tokio::test]
+async fn what_others_have_made_is_not_taken_for_espds() {
+    for made in [
+        "table espd.events (id int)",
+        "table espd.commands (id bigint)",
+        "view espd.trackers as select 1 as one",
+    ] {
+        let db = support::empty_database().await;
+        let installation = Installation::new(&db.url, "");
+        execute(&db.pool, &format!("create schema espd; create {made}")).await;
+        let relation = made.split(' ').nth(1).unwrap().strip_prefix("espd.").unwrap();
+        for arguments in [&["migrate", "--dry-run"][..], &["migrate"]] {
+            let complaint = installation.espctl(arguments).await.complained(1);
+            let named = format!("has a relation \"{relation}\" that no espd has made");
+            assert!(complaint.contains(&named), "{complaint}");
+        }
+        let set = if relation == "trackers" { "_processing" } else { "_event_store" };
+        let recorded = format!("select count(*) from espd.{set}_migrations");
+        let recorded: i64 = sqlx::query_scalar(AssertSqlSafe(recorded)).fetch_one(&db.pool).await.unwrap();
+        assert_eq!(recorded, 0, "{made}");
+        execute(
+            &db.pool,
+            &format!(
+                "create schema other; alter {} set schema other",
+                made.split(" (").next().unwrap().split(" as").next().unwrap()
+            ),
+        )
+        .await;
+        installation.espctl(&["migrate"]).await.printed();
+        assert!(installation.espctl(&["migrate"]).await.printed().contains("already at version"));
+    }
+}
+
+/// A role that may not create a schema cannot try the files, and what fails leaves nothing behind.
+#[tokio::test]
+async fn what_cannot_be_compared_is_made_as_a_whole_or_not_at_all() {
+    let db = support::empty_database().await;
+    let (pool, name) = (db.pool.clone(), format!("maker_{}", db.name));
+    execute(
+        &pool,
+        &format!(
+            "create role {name} login; create schema taken authorization {name};
+             create table taken.events (id int); alter table taken.events owner to {name};
+             revoke create on database {} from public",
+            db.name
+        ),
+    )
+    .await;
+    let options: PgConnectOptions = db.url.parse().unwrap();
+    let maker = PgPool::connect_with(options.username(&name)).await.unwrap();
+    match schema::migrate_event_store(&maker, "taken").await {
+        Err(SchemaError::Migrate { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    let made = "select count(*) from pg_proc where pronamespace = 'taken'::regnamespace";
+    assert_eq!(sqlx::query_scalar::<_, i64>(made).fetch_one(&pool).await.unwrap(), 0);
+    execute(&pool, "drop table taken.events").await;
+    schema::migrate_event_store(&maker, "taken").await.unwrap();
+    maker.close().await;
+    execute(&pool, &format!("drop schema taken cascade; drop role {name}")).await;
+}
+
 #[tokio::test]
 async fn a_failed_migration_leaves_nothing_and_no_lock() {
     let (pool, _) = store().await;
-    // A view stands where a table should be made.
-    execute(&pool, "create schema taken; create view taken.events as select 1 as one").await;
+    // A type stands where a table should be made.
+    execute(&pool, "create schema taken; create domain taken.events as int").await;
     match schema::migrate_event_store(&pool, "taken").await {
         Err(SchemaError::Migrate { .. }) => {}
         other => panic!("{other:?}"),
     }
-    execute(&pool, "drop view taken.events").await;
+    execute(&pool, "drop domain taken.events").await;
     schema::migrate_event_store(&pool, "taken").await.unwrap();
 }
 
