@@ -11,6 +11,8 @@ mod applied;
 mod apply;
 mod by_hand;
 mod error;
+#[cfg(feature = "processors")]
+pub(crate) mod exclusion;
 mod files;
 mod fixed_names;
 mod foreign;

@@ -27,7 +27,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("processors", &["event", "postgres"]),
     ("supervision", &["process"]),
     ("embedded", &["postgres", "process"]),
-    ("processing", &["diagnostic", "event", "postgres", "process", "retry", "shutdown", "store"]),
+    ("processing", &["diagnostic", "event", "postgres", "process", "retry", "schema", "shutdown", "store"]),
     (
         "handlers",
         &[
@@ -56,6 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "process",
             "processing",
             "retry",
+            "schema",
             "shutdown",
             "store",
             "telemetry",

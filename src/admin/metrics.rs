@@ -9,15 +9,17 @@ use crate::supervision::Snapshot;
 use crate::telemetry;
 
 /// All metrics. `statuses` and `backlog` are `None` while the database does not answer. `is_usable`: whether batches reach it, and may write.
+/// `is_excluded`: whether a newer espd has declared the schema to be not for this program.
 pub(super) fn render(
     statuses: Option<Vec<ProcessorStatus>>,
     backlog: Option<Backlog>,
     is_usable: bool,
+    is_excluded: bool,
     workers: &[Snapshot],
 ) -> String {
     let log_lines_lost = telemetry::lost_lines() + report::lost_lines_of_workers();
     let workers = workers.iter().map(read_worker).collect();
-    let readings = Readings { statuses, backlog, is_usable, workers, log_lines_lost };
+    let readings = Readings { statuses, backlog, is_usable, is_excluded, workers, log_lines_lost };
     let mut text = Exposition::default();
     for metric in &METRICS {
         let mut family = text.family(metric.name, metric.kind, metric.help);

@@ -207,10 +207,13 @@ impl RequestHandler {
             let statuses = self.statuses(None).await.ok()?;
             Some((statuses, self.backlog().await.ok()))
         };
-        let (read, is_usable) = tokio::join!(timeout(METRICS_TIME, read), self.is_usable());
+        let excluded = timeout(METRICS_TIME, self.is_excluded());
+        let (read, is_usable, is_excluded) =
+            tokio::join!(timeout(METRICS_TIME, read), self.is_usable(), excluded);
         let (statuses, backlog) = read.ok().flatten().unzip();
         let snapshots = self.workers().map(|workers| workers.snapshots.borrow().clone()).unwrap_or_default();
-        let text = metrics::render(statuses, backlog.flatten(), is_usable, &snapshots);
+        let text =
+            metrics::render(statuses, backlog.flatten(), is_usable, is_excluded.unwrap_or(false), &snapshots);
         answer::text(StatusCode::OK, exposition::CONTENT_TYPE, text)
     }
 
@@ -220,6 +223,12 @@ impl RequestHandler {
         let (is_usable, is_through) =
             tokio::join!(looking.require_usable(), through.require(health::THROUGH_TIME));
         is_usable.is_ok() && is_through.is_ok()
+    }
+
+    /// Whether a newer espd has declared the schema to be not for this program.
+    async fn is_excluded(&self) -> bool {
+        let Ok(Reached { looking, .. }) = self.reach().await else { return false };
+        looking.is_for_newer_programs().await
     }
 
     async fn examine(&self) -> Result<Answer, ApiError> {

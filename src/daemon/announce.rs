@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::exclusion::Exclusion;
 use crate::process::systemd::Systemd;
 use crate::supervision::Snapshot;
 use crate::supervision::lifecycle::WorkerState;
@@ -12,24 +13,37 @@ use crate::supervision::lifecycle::WorkerState;
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// Says when the daemon is ready, and then every change of the workers' states, at most once a second.
-pub(super) async fn announce(systemd: &Systemd, mut snapshots: watch::Receiver<Vec<Snapshot>>) {
+pub(super) async fn announce(
+    systemd: &Systemd,
+    mut snapshots: watch::Receiver<Vec<Snapshot>>,
+    mut exclusion: watch::Receiver<Exclusion>,
+) {
     // An error means that the supervisor is gone: nothing will change any more.
     if snapshots.wait_for(|workers| workers.iter().all(is_settled)).await.is_err() {
         return;
     }
-    let mut announced = summarise(&snapshots.borrow());
+    let mut announced = summarise(&snapshots.borrow(), &exclusion.borrow());
     systemd.ready(&announced);
     loop {
         tokio::time::sleep(INTERVAL_MIN).await;
-        let has_changed = |workers: &Vec<Snapshot>| summarise(workers) != announced;
-        let Ok(workers) = snapshots.wait_for(has_changed).await else { return };
-        announced = summarise(&workers);
-        systemd.status(&announced);
+        let present = summarise(&snapshots.borrow_and_update(), &exclusion.borrow_and_update());
+        if present != announced {
+            announced = present;
+            systemd.status(&announced);
+            continue;
+        }
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            Ok(()) = exclusion.changed() => {}
+        }
     }
 }
 
 /// Describes the workers in one line.
-pub(super) fn summarise(workers: &[Snapshot]) -> String {
+pub(super) fn summarise(workers: &[Snapshot], exclusion: &Exclusion) -> String {
+    if let Some(reason) = exclusion.reason() {
+        return format!("nothing is handled: {reason}");
+    }
     let is_running = |worker: &&Snapshot| matches!(worker.state, WorkerState::Running { .. });
     let running = workers.iter().filter(is_running).count();
     let mut summary = format!("{running} of {} workers running", workers.len());

@@ -7,11 +7,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::building::build_versions;
+use super::exclusion::{Exclusion, ExclusionTeller, watch_event_store};
 use super::reload::Configured;
 use super::requests::{REQUESTS_MAX, ReloadOrder, ReloadRequests, Reloaded};
 use super::scheduling::append_scheduled;
 use super::verifying::verify_continuously;
-use super::worker_table::{WorkerTable, WorkerTablePlace};
+use super::worker_table::WorkerTable;
+use super::worker_table_place::WorkerTablePlace;
 use crate::config::Config;
 use crate::processing::tracker::Owner;
 use crate::shutdown;
@@ -36,28 +38,38 @@ pub(super) struct Told {
     pub(super) signalled: mpsc::Sender<Reloaded>,
 }
 
+/// What the companions tell the loop of requests.
+pub(super) struct Heard {
+    /// The reloads that operators ask for through the database.
+    pub(super) ordered: mpsc::Receiver<ReloadOrder>,
+    /// What excludes this program from the tables.
+    pub(super) exclusion: watch::Receiver<Exclusion>,
+}
+
 impl Companions {
-    /// Starts them; the last of what it returns are the reloads that operators ask for through the database.
+    /// Starts them.
     pub(super) fn start(
         configured: &Configured,
         owner: &Owner,
         snapshots: watch::Receiver<Vec<Snapshot>>,
-    ) -> anyhow::Result<(Self, Told, mpsc::Receiver<ReloadOrder>)> {
+    ) -> anyhow::Result<(Self, Told, Heard)> {
         let (place, places) = watch::channel(configured.worker_table_place()?);
         let (follow, configs) = watch::channel(Arc::new(configured.config.clone()));
         let (end, stop) = shutdown::channel();
         let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
         let (signalled, outcomes) = mpsc::channel(REQUESTS_MAX);
         let (building, activity) = watch::channel(Vec::new());
-        let reloads = ReloadRequests::new(owner.id, orders, outcomes, building);
+        let (teller, exclusion) = ExclusionTeller::new();
+        let reloads = ReloadRequests::new(owner.id, orders, outcomes, building, teller.clone());
         let registry = &configured.registry;
         let mut tasks = JoinSet::new();
         tasks.spawn(append_scheduled(places.clone(), stop.clone()));
+        tasks.spawn(watch_event_store(places.clone(), teller, stop.clone()));
         let label = owner.label.clone();
         tasks.spawn(build_versions(configs, activity, label, Arc::clone(registry), stop.clone()));
         tasks.spawn(verify_continuously(places.clone(), Arc::clone(registry), stop.clone()));
         tasks.spawn(WorkerTable::new(owner.clone(), snapshots, places, reloads).run(stop));
-        Ok((Self { end, tasks }, Told { place, follow, signalled }, ordered))
+        Ok((Self { end, tasks }, Told { place, follow, signalled }, Heard { ordered, exclusion }))
     }
 
     /// Has them end. If the rows of the daemon are not removed in time, they are outdated soon.

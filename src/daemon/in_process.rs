@@ -223,7 +223,7 @@ fn scheduler(config: &Config, store: &PostgresEventStore) -> anyhow::Result<Opti
 
 /// Runs a crew until the stop is requested, and cuts it off when it takes too long to end.
 async fn live(crew: Crew, mut stop: Shutdown, grace: Duration) -> anyhow::Result<()> {
-    let running = crew.run();
+    let running = crew.run_guarded();
     tokio::pin!(running);
     tokio::select! {
         biased;

@@ -4,6 +4,7 @@ mod announce;
 mod building;
 mod companions;
 mod demo;
+mod exclusion;
 mod handler_thread;
 mod in_process;
 mod own_program;
@@ -20,7 +21,9 @@ mod test_kit;
 pub(crate) mod todo_history;
 mod verifying;
 mod waiting_rows;
+mod worker_rows;
 mod worker_table;
+mod worker_table_place;
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -40,7 +40,16 @@ pub(super) fn supervision_plan(config: &Config, owner: &Owner) -> anyhow::Result
         policy,
         memory_max: config.runner.memory_max.map(i64::unsigned_abs),
         hooks: config.hooks.clone(),
+        is_resting: false,
     })
+}
+
+/// The plan of a daemon that may run nothing at present, and the configuration by which it builds nothing.
+pub(super) fn resting(plan: SupervisionPlan, config: &Config) -> (SupervisionPlan, Config) {
+    let plan = SupervisionPlan { programs: Vec::new(), is_resting: true, ..plan };
+    let mut config = config.clone();
+    config.rebuild.parallelism = 0;
+    (plan, config)
 }
 
 /// Assigns one processor to a worker that no supervisor starts.

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::registered::add_registered;
 use super::requests::Reloaded;
-use super::worker_table::WorkerTablePlace;
+use super::worker_table_place::WorkerTablePlace;
 use crate::config::{Config, DatabaseUrl, InvalidConfig};
 use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;

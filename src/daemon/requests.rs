@@ -1,14 +1,16 @@
 //! What operators ask of a daemon through the database: to read its configuration again. In the same breath the daemon sees whether
-//! anybody builds a version, which it may have to go on with.
+//! anybody builds a version, which it may have to go on with, and whether a newer espd excludes it from the tables.
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use super::exclusion::ExclusionTeller;
+use super::worker_table_place::WorkerTablePlace;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::sqlstate::is_missing_right;
-use crate::processing::tracker::Trackers;
+use crate::schema::exclusion::{excluding, find_exclusion, read_exclusion};
 
 /// Requests that nobody has read yet. A few are enough: they come from people.
 pub(super) const REQUESTS_MAX: usize = 4;
@@ -51,35 +53,38 @@ pub(super) struct ReloadRequests {
     building: watch::Sender<Builds>,
     /// Whether the role may see that.
     sees_builds: bool,
+    /// Told what excludes this program from the tables.
+    exclusion: ExclusionTeller,
 }
 
 impl ReloadRequests {
     /// Requests for the daemon `owner`, which carries out the `orders`, and says what came of those that a signal gave. Which
-    /// builds go on is told to `building`.
+    /// builds go on is told to `building`, and what excludes this program to `exclusion`.
     pub(super) fn new(
         owner: Uuid,
         orders: mpsc::Sender<ReloadOrder>,
         signalled: mpsc::Receiver<Reloaded>,
         building: watch::Sender<Builds>,
+        exclusion: ExclusionTeller,
     ) -> Self {
-        Self { owner, orders, signalled, building, sees_builds: true }
+        Self { owner, orders, signalled, building, sees_builds: true, exclusion }
     }
 
     /// Has the configuration read again if somebody has asked for it, and answers. Several requests get one answer.
     pub(super) async fn serve(
         &mut self,
         connection: &mut PgConnection,
-        schema: &str,
-        trackers: &Trackers,
+        place: &WorkerTablePlace,
     ) -> Result<(), sqlx::Error> {
+        let schema = &place.schema;
         while let Ok(outcome) = self.signalled.try_recv() {
             self.record(connection, schema, outcome).await?;
         }
-        let requests = match self.find(connection, schema, trackers).await {
+        let requests = match self.find(connection, place).await {
             // A role of before: what operators ask for comes first.
             Err(error) if self.sees_builds && is_missing_right(&error) => {
                 self.sees_builds = false;
-                self.find(connection, schema, trackers).await?
+                self.find(connection, place).await?
             }
             found => found?,
         };
@@ -97,14 +102,27 @@ impl ReloadRequests {
         }
     }
 
-    /// The requests without an answer. One that nobody waits for any more is left alone. Tells which builds go on: one statement a
-    /// second has to do for both. A build that began right after another one was given up is told apart by its time.
+    /// Looks at nothing but whether this program may go on with the tables: for where they are not as it knows them.
+    ///
+    /// # Errors
+    /// Not even that can be asked.
+    pub(super) async fn look_at_schema(
+        &self,
+        connection: &mut PgConnection,
+        place: &WorkerTablePlace,
+    ) -> Result<(), sqlx::Error> {
+        self.exclusion.tell_here(find_exclusion(connection, &place.migrated, &place.schema).await?);
+        Ok(())
+    }
+
+    /// The requests without an answer. One that nobody waits for any more is left alone. Tells which builds go on, and what excludes
+    /// this program: one statement a second has to do for all. A build that began right after another one was given up is told apart by its time.
     async fn find(
         &self,
         connection: &mut PgConnection,
-        schema: &str,
-        trackers: &Trackers,
+        place: &WorkerTablePlace,
     ) -> Result<Vec<i64>, sqlx::Error> {
+        let WorkerTablePlace { schema, trackers, migrated, .. } = place;
         let builds = if self.sees_builds {
             let rebuilds = format!("{}.rebuilds", trackers.schema());
             format!(
@@ -117,11 +135,13 @@ impl ReloadRequests {
             "-- find_reload_requests
              select array(select id from {}.reload_requests
                where owner = $1 and answered_at is null and requested_at > clock_timestamp() - interval '5 minutes'),
-             {builds}",
-            quote_identifier(schema)
+             {builds}, {}",
+            quote_identifier(schema),
+            excluding(migrated, schema)
         );
-        let query = sqlx::query_as(AssertSqlSafe(statement)).bind(self.owner);
-        let (requests, builds): (Vec<i64>, Builds) = query.fetch_one(connection).await?;
+        let row = sqlx::query(AssertSqlSafe(statement)).bind(self.owner).fetch_one(connection).await?;
+        let (requests, builds): (Vec<i64>, Builds) = (row.try_get(0)?, row.try_get(1)?);
+        self.exclusion.tell_here(read_exclusion(&row, 2, schema)?);
         self.building.send_if_modified(|known| {
             let is_new = *known != builds;
             *known = builds;

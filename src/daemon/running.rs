@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::announce::{announce, summarise};
-use super::companions::{Companions, Told};
-use super::plan::supervision_plan;
+use super::companions::{Companions, Heard, Told};
+use super::exclusion::Exclusion;
+use super::plan::{resting, supervision_plan};
 use super::readiness::wait_until_ready;
 use super::reload::{Configured, Examined};
 use super::requests::{REQUESTS_MAX, ReloadOrder, Reloaded};
+use super::worker_table_place::WorkerTablePlace;
 use crate::admin::{Endpoint, Limits};
 use crate::config::{Config, DATABASE_URL};
 use crate::embedded::EmbeddedPostgres;
@@ -149,8 +151,9 @@ async fn supervise(
     sinks.show_workers(&supervisor);
     let (supervisor_requests, requested) = mpsc::channel(REQUESTS_MAX);
     let snapshots = supervisor.snapshots();
-    let (companions, told, ordered) = Companions::start(&configured, &owner, snapshots.clone())?;
-    let announced = announce(sinks.systemd, snapshots.clone());
+    let (companions, told, heard) = Companions::start(&configured, &owner, snapshots.clone())?;
+    let Heard { ordered, exclusion } = heard;
+    let announced = announce(sinks.systemd, snapshots.clone(), exclusion.clone());
     let announcing = async {
         announced.await;
         std::future::pending::<()>().await;
@@ -162,6 +165,7 @@ async fn supervise(
         owner,
         supervisor_requests,
         told,
+        exclusion,
         sinks,
         snapshots,
     };
@@ -220,6 +224,7 @@ struct RequestLoop<'o> {
     owner: Owner,
     supervisor_requests: mpsc::Sender<SupervisorRequest>,
     told: Told,
+    exclusion: watch::Receiver<Exclusion>,
     sinks: StatusSinks<'o>,
     snapshots: watch::Receiver<Vec<Snapshot>>,
 }
@@ -247,6 +252,7 @@ impl RequestLoop<'_> {
                     // Nobody waits for the outcome any more where it cannot be sent.
                     outcome.map(|outcome| order.send(outcome));
                 }
+                Ok(()) = self.exclusion.changed() => self.follow_exclusion().await?,
             }
         }
     }
@@ -275,19 +281,51 @@ impl RequestLoop<'_> {
         let reloaded = self.configured.follow(examined);
         if let Reloaded::Changed(_) = reloaded {
             self.sinks.show_config(&self.configured.config);
-            let plan = supervision_plan(&self.configured.config, &self.owner)?;
-            self.ask(SupervisorRequest::Replace(Box::new(plan))).await?;
-            self.told.follow.send_replace(Arc::new(self.configured.config.clone()));
+            self.follow_configuration().await?;
         }
         if let Reloaded::Unchanged = reloaded {
             // Whoever has removed what was in the way of a version says so in this way.
             self.told.follow.send_modify(|_| ());
         }
         if !matches!(reloaded, Reloaded::Refused(_)) {
-            self.told.place.send_replace(self.configured.worker_table_place()?);
+            self.told.place.send_replace(self.place()?);
         }
-        self.sinks.systemd.ready(&summarise(&self.snapshots.borrow()));
+        self.sinks.systemd.ready(&summarise(&self.snapshots.borrow(), &self.exclusion.borrow()));
         Ok(Some(reloaded))
+    }
+
+    /// Has nothing handled any more once a newer espd has declared the tables to be not for this program, and everything again once
+    /// they are.
+    async fn follow_exclusion(&mut self) -> anyhow::Result<()> {
+        match self.exclusion.borrow_and_update().reason() {
+            Some(reason) => {
+                error!(reason, "the schema is not for this program any more: nothing is handled by it");
+            }
+            None => info!("the schema is for this program again: the processors go on"),
+        }
+        self.follow_configuration().await?;
+        self.told.place.send_replace(self.place()?);
+        Ok(())
+    }
+
+    /// Has the supervisor and the builder follow the configuration, or rest while this program is excluded.
+    async fn follow_configuration(&self) -> anyhow::Result<()> {
+        let config = &self.configured.config;
+        let plan = supervision_plan(config, &self.owner)?;
+        let is_excluded = self.exclusion.borrow().reason().is_some();
+        let (plan, config) = if is_excluded { resting(plan, config) } else { (plan, config.clone()) };
+        self.ask(SupervisorRequest::Replace(Box::new(plan))).await?;
+        self.told.follow.send_replace(Arc::new(config));
+        Ok(())
+    }
+
+    /// Where the states of the workers are written, and what else is done there.
+    fn place(&self) -> anyhow::Result<WorkerTablePlace> {
+        let place = self.configured.worker_table_place()?;
+        Ok(match self.exclusion.borrow().reason() {
+            Some(reason) => place.held(&self.configured.config, reason),
+            None => place,
+        })
     }
 
     /// Looks at the program and at the configuration, which may take a while: a further request to reload begins anew, and

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use super::worker_table::WorkerTablePlace;
+use super::worker_table_place::WorkerTablePlace;
 use crate::shutdown::Shutdown;
 
 /// Appends what is due until the stop is requested, and starts anew when the configuration was read again.

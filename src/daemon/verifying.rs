@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::handler_thread::work_in_thread;
-use super::worker_table::WorkerTablePlace;
+use super::worker_table_place::WorkerTablePlace;
 use crate::config::Config;
 use crate::handlers::native::Registry;
 use crate::operations::databases::Databases;

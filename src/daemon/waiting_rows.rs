@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::worker_table::{Entry, WorkerTablePlace, replace_workers};
+use super::worker_rows::{Entry, replace_workers};
+use super::worker_table_place::WorkerTablePlace;
 use crate::config::Config;
 use crate::processing::tracker::Owner;
 
@@ -28,15 +29,7 @@ impl WaitingRows {
     /// Shows what the workers of the configuration wait for, if there is a way to the table.
     pub(super) async fn show(&mut self, config: &Config, reason: &str) {
         let Some(place) = WorkerTablePlace::of(config) else { return };
-        let entries: Vec<Entry> = config
-            .workers()
-            .into_iter()
-            .map(|(worker, processors)| {
-                let processors = processors.iter().map(|processor| processor.name.clone()).collect();
-                Entry::waiting(worker, processors, reason)
-            })
-            .collect();
-        if self.write(&place, &entries).await {
+        if self.write(&place, &Entry::all_waiting(config, reason)).await {
             self.shown = Some(place);
         }
     }

@@ -4,27 +4,21 @@
 //! Nothing waits for the table, and nothing in espd depends on it: states that cannot be written now are written later, as
 //! they are then.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::requests::ReloadRequests;
-use crate::config::Config;
-use crate::postgres::connector::Connector;
-use crate::postgres::quote::quote_identifier;
+use super::worker_rows::{Entry, replace_workers};
+use super::worker_table_place::WorkerTablePlace;
 use crate::postgres::sqlstate::describe;
-use crate::processing::tracker::{Owner, Trackers};
+use crate::processing::tracker::Owner;
 use crate::retry::{Retry, RetryPolicy};
 use crate::shutdown::Shutdown;
-use crate::store::Layout;
-use crate::store::scheduled::Scheduler;
-use crate::supervision::{End, Snapshot};
+use crate::supervision::Snapshot;
 
 /// Least time between two writes.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -34,23 +28,6 @@ const INTERVAL_MAX: Duration = Duration::from_secs(10);
 
 /// How long the database may take for a write.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Where the table is.
-#[derive(Debug, Clone)]
-pub(super) struct WorkerTablePlace {
-    /// The database of the projections.
-    pub database: Connector,
-    /// The schema of the trackers.
-    pub schema: String,
-    /// The trackers.
-    pub trackers: Trackers,
-    /// The processors that the daemon is configured to run.
-    pub processors: Vec<String>,
-    /// Appends what applications have scheduled; `None`: espd appends nothing to the store.
-    pub scheduler: Option<Scheduler>,
-    /// The configuration whose projectors are verified slice by slice; `None`: they are not.
-    pub verified: Option<Arc<Config>>,
-}
 
 /// Writes the snapshots of a supervisor to the table.
 #[derive(Debug)]
@@ -65,31 +42,6 @@ pub(super) struct WorkerTable {
     reloads: ReloadRequests,
     /// Whether the configuration has been read since the retries of its processors were last made due.
     is_configuration_fresh: bool,
-}
-
-/// What is written of a worker, each time that it changes.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
-    worker: String,
-    processors: Vec<String>,
-    pid: Option<i32>,
-    state: &'static str,
-    starts: u32,
-    last_end: Option<End>,
-    next_start: Option<Instant>,
-}
-
-/// An entry as it is sent. Times are sent as distances from now, because the server's clock decides.
-#[derive(Debug, Serialize)]
-struct Row<'e> {
-    worker: &'e str,
-    processors: &'e [String],
-    pid: Option<i32>,
-    state: &'static str,
-    starts: u32,
-    last_end: Option<&'e str>,
-    ended_seconds_ago: Option<f64>,
-    starts_in_seconds: Option<f64>,
 }
 
 impl WorkerTable {
@@ -130,18 +82,22 @@ impl WorkerTable {
                 if outage.attempts() == 0 {
                     warn!(error = describe(&error), "could not record the states of workers, trying again");
                 }
+                if matches!(error, sqlx::Error::Database(_)) {
+                    self.look_at_schema().await;
+                }
                 sleep(outage.failed(()).max(INTERVAL_MIN)).await;
             }
         }
     }
 
     fn entries(&mut self) -> Vec<Entry> {
-        self.snapshots.borrow_and_update().iter().map(Entry::from).collect()
+        entries(&self.snapshots.borrow_and_update(), &self.place.borrow().held)
     }
 
     /// Returns when there is something new to write, or when it is time to write the same again.
     async fn wait_for_change(&mut self, written: &[Entry]) {
-        let differs = |shown: &Vec<Snapshot>| !shown.iter().map(Entry::from).eq(written.iter().cloned());
+        let held = self.place.borrow().held.clone();
+        let differs = |shown: &Vec<Snapshot>| entries(shown, &held) != written;
         let until = Instant::now() + INTERVAL_MAX - INTERVAL_MIN;
         while Instant::now() < until {
             // This must not be cancelled: an answer would be lost.
@@ -161,14 +117,29 @@ impl WorkerTable {
     /// Does what operators ask for.
     async fn serve_requests(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        let WorkerTablePlace { schema, trackers, .. } = self.place.borrow().clone();
-        match self.reloads.serve(&mut connection, &schema, &trackers).await {
+        let place = self.place.borrow().clone();
+        match self.reloads.serve(&mut connection, &place).await {
             Ok(()) => self.connection = Some(connection),
             Err(error) => {
                 debug!(error = describe(&error), "could not look for requests of operators");
                 // A server that refuses, because of a missing right, has left the connection as it was.
-                self.connection = matches!(error, sqlx::Error::Database(_)).then_some(connection);
+                let is_refused = matches!(error, sqlx::Error::Database(_));
+                if is_refused && self.reloads.look_at_schema(&mut connection, &place).await.is_ok() {
+                    self.connection = Some(connection);
+                }
             }
+        }
+    }
+
+    /// Where the server refuses what is written, the tables may be those of a newer espd.
+    async fn look_at_schema(&self) {
+        let place = self.place.borrow().clone();
+        let looking = async {
+            let mut connection = place.database.named("espd: daemon").connect().await?.connection;
+            self.reloads.look_at_schema(&mut connection, &place).await
+        };
+        if let Ok(Err(error)) = timeout(ANSWER_TIMEOUT, looking).await {
+            debug!(error = describe(&error), "could not look at the schema");
         }
     }
 
@@ -205,104 +176,10 @@ impl WorkerTable {
     }
 }
 
-/// Replaces the rows of `owner`, and removes the rows of daemons that have not written for a minute.
-pub(super) async fn replace_workers(
-    connection: &mut PgConnection,
-    schema: &str,
-    owner: &Owner,
-    entries: &[Entry],
-) -> Result<(), sqlx::Error> {
-    let rows: Vec<Row<'_>> = entries.iter().map(Entry::row).collect();
-    let statement = format!(
-        "-- replace_workers
-         with shown as (
-           select * from jsonb_to_recordset($3) as shown (
-             worker text, processors text[], pid integer, state text, starts bigint, last_end text,
-             ended_seconds_ago float8, starts_in_seconds float8
-           )
-         ),
-         removed as (
-           delete from {0}.workers
-           where owner = $1 and worker not in (select worker from shown)
-              or owner <> $1 and updated_at < clock_timestamp() - interval '1 minute'
-         )
-         insert into {0}.workers as present (
-           owner, owner_label, worker, processors, pid, state, starts, last_end, last_end_at, next_start_at, updated_at
-         )
-         select $1, $2, worker, processors, pid, state, starts, last_end,
-                clock_timestamp() - make_interval(secs => ended_seconds_ago),
-                clock_timestamp() + make_interval(secs => starts_in_seconds),
-                clock_timestamp()
-         from shown
-         on conflict (owner, worker) do update set
-           processors = excluded.processors, pid = excluded.pid, state = excluded.state, starts = excluded.starts,
-           last_end = excluded.last_end, last_end_at = excluded.last_end_at,
-           next_start_at = excluded.next_start_at, updated_at = excluded.updated_at",
-        quote_identifier(schema)
-    );
-    let query = sqlx::query(AssertSqlSafe(statement)).bind(owner.id).bind(&owner.label).bind(Json(rows));
-    query.execute(connection).await?;
-    Ok(())
-}
-
-impl WorkerTablePlace {
-    /// Where the table is, if the configuration names a database.
-    pub(super) fn of(config: &Config) -> Option<Self> {
-        let url = config.direct_projections_url().or(config.direct_event_store_url())?;
-        let processors = config.processors.iter().map(|processor| processor.name.clone()).collect();
-        let layout = layout(config)?;
-        Some(Self {
-            database: url.connector().ok()?,
-            trackers: Trackers::of(&layout),
-            schema: config.event_store.schema.clone(),
-            processors,
-            scheduler: scheduler(config, &layout),
-            verified: (config.verify.share > 0.0).then(|| Arc::new(config.clone())),
-        })
-    }
-}
-
-/// The scheduler of the configured store; `None`: espd appends nothing to it, or no database is known.
-fn scheduler(config: &Config, layout: &Layout) -> Option<Scheduler> {
-    let database = config.direct_event_store_url()?.connector().ok()?;
-    Scheduler::new(&database, layout)
-}
-
-/// The layout of the configured store, whose names were checked when the configuration was read.
-fn layout(config: &Config) -> Option<Layout> {
-    Layout::new(&config.event_store.layout, &config.event_store.schema).ok()
-}
-
-impl Entry {
-    /// A worker that the daemon has not started, because it waits for something.
-    pub(super) fn waiting(worker: String, processors: Vec<String>, reason: &str) -> Self {
-        let last_end = Some(End { how: reason.to_owned(), at: Instant::now() });
-        Self { worker, processors, pid: None, state: "waiting", starts: 0, last_end, next_start: None }
-    }
-
-    fn from(snapshot: &Snapshot) -> Self {
-        Self {
-            worker: snapshot.name.clone(),
-            processors: snapshot.processors.clone(),
-            pid: snapshot.pid,
-            state: snapshot.state.word(),
-            starts: snapshot.starts,
-            last_end: snapshot.last_end.clone(),
-            next_start: snapshot.next_start,
-        }
-    }
-
-    fn row(&self) -> Row<'_> {
-        let until = |time: Instant| time.saturating_duration_since(Instant::now()).as_secs_f64();
-        Row {
-            worker: &self.worker,
-            processors: &self.processors,
-            pid: self.pid,
-            state: self.state,
-            starts: self.starts,
-            last_end: self.last_end.as_ref().map(|end| end.how.as_str()),
-            ended_seconds_ago: self.last_end.as_ref().map(|end| end.at.elapsed().as_secs_f64()),
-            starts_in_seconds: self.next_start.map(until),
-        }
-    }
+/// What is written: how the workers are, and why others do not run.
+fn entries(shown: &[Snapshot], held: &[Entry]) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = shown.iter().map(Entry::from).collect();
+    let runs = |entry: &&Entry| shown.iter().any(|worker| worker.name == entry.worker());
+    entries.extend(held.iter().filter(|entry| !runs(entry)).cloned());
+    entries
 }

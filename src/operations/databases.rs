@@ -18,6 +18,7 @@ use crate::postgres::sql_scope::SqlScope;
 use crate::postgres::sqlstate::describe;
 use crate::process::exit_code::Exit;
 use crate::processing::rebuild::SHARES_MAX;
+use crate::schema::exclusion::{Tables, find_exclusion};
 use crate::schema::{self, SchemaError};
 use crate::store::PostgresEventStore;
 use crate::store::layout::{CreatedBy, Layout};
@@ -212,6 +213,20 @@ impl Databases {
         }
         schema::check_processing_named(&self.projections, schema, names).await?;
         Ok(())
+    }
+
+    /// Whether a newer espd has declared the tables to be not for this program, as far as the databases answer.
+    pub(crate) async fn is_for_newer_programs(&self) -> bool {
+        let is_migrated = self.layout.created_by == CreatedBy::Migrations;
+        let of_events = is_migrated.then_some((&self.events, Tables::EventStore));
+        for (pool, tables) in of_events.into_iter().chain([(&self.projections, Tables::Processing)]) {
+            let Ok(mut connection) = pool.acquire().await else { continue };
+            let found = find_exclusion(&mut connection, &[tables], self.layout.schema()).await;
+            if found.is_ok_and(|found| found.is_some()) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Checks that no processor would miss events. A processor whose position is not one of this store stops by itself, as

@@ -38,6 +38,8 @@ pub(crate) struct Readings {
     pub(crate) backlog: Option<Backlog>,
     /// Whether batches reach the databases, also where they go through a pooler, and may write.
     pub(crate) is_usable: bool,
+    /// Whether a newer espd has declared the schema to be not for this program.
+    pub(crate) is_excluded: bool,
     /// The workers of this daemon.
     pub(crate) workers: Vec<WorkerReading>,
     /// Lines of log that the daemon and its workers could not write.
@@ -93,12 +95,17 @@ enum Value {
 }
 
 /// Every metric of espd.
-pub(crate) const METRICS: [Metric; 42] = [
+pub(crate) const METRICS: [Metric; 43] = [
     gauge("espd_build_info", "1, with the version of the program.", Value::BuildInfo),
     gauge(
         "espd_database_up",
         "Whether the database answers, also through a pooler, and lets espd write; if not, nothing is handled, or nothing is known of processors.",
         Value::Database,
+    ),
+    gauge(
+        "espd_program_excluded",
+        "Whether a newer espd has declared the schema to be not for this program, which handles nothing then.",
+        Value::Daemon(|readings| truth(readings.is_excluded)),
     ),
     counter(
         "espd_log_lines_lost_total",
@@ -429,6 +436,7 @@ mod tests {
             statuses: Some(vec![live("notes"), new, live("other")]),
             backlog: Some(Backlog::default()),
             is_usable: true,
+            is_excluded: false,
             workers: vec![],
             log_lines_lost: 0,
         };

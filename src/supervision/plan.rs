@@ -15,4 +15,6 @@ pub(crate) struct SupervisionPlan {
     pub memory_max: Option<u64>,
     /// What to run when a worker ends or a processor fails.
     pub hooks: HookSettings,
+    /// Whether there are no workers because nothing may be handled at present: they are still configured.
+    pub is_resting: bool,
 }

@@ -258,7 +258,7 @@ impl<'m> Supervisor<'m> {
 
     fn replace(&mut self, plan: SupervisionPlan) {
         (self.policy, self.memory_max, self.hooks.settings) = (plan.policy, plan.memory_max, plan.hooks);
-        self.stop_missing(&plan.programs);
+        self.stop_missing(&plan.programs, plan.is_resting);
         self.workers.retain(|worker| !(worker.removed && worker.state == WorkerState::Stopped));
         for program in plan.programs {
             match self.workers.iter().position(|worker| worker.program.name == program.name) {
@@ -273,13 +273,20 @@ impl<'m> Supervisor<'m> {
     }
 
     /// Stops the workers that are not among the programs.
-    fn stop_missing(&mut self, programs: &[WorkerProgram]) {
+    fn stop_missing(&mut self, programs: &[WorkerProgram], is_resting: bool) {
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
             let stays = programs.iter().any(|program| program.name == worker.program.name);
             if !stays && !worker.removed {
                 worker.removed = true;
-                info!(worker = worker.program.name, "worker is no longer configured, stopping it");
+                if is_resting {
+                    info!(
+                        worker = worker.program.name,
+                        "nothing may be handled at present, stopping the worker"
+                    );
+                } else {
+                    info!(worker = worker.program.name, "worker is no longer configured, stopping it");
+                }
                 self.apply(index, WorkerEvent::StopRequested);
             }
         }

@@ -8,6 +8,7 @@ mod assignment;
 mod mark_keeper;
 mod reporting;
 mod runners;
+mod schema_guard;
 mod start_hook;
 mod task;
 
@@ -45,7 +46,8 @@ pub(crate) fn run_supervised(name: &str, registry: Arc<Registry>) -> anyhow::Res
 /// `supervised` worker reports on standard output and ends with its supervisor.
 ///
 /// # Errors
-/// The hook `on_worker_start` or the watcher has failed, or none of the processors can be run as it is declared.
+/// The hook `on_worker_start` or the watcher has failed, a newer espd has declared the tables to be not for this program, or none of
+/// the processors can be run as it is declared.
 pub(crate) fn run(
     name: &str,
     assignment: Assignment,

@@ -11,6 +11,7 @@ use tracing::error;
 
 use super::mark_keeper::MarkKeeper;
 use super::reporting::{ReportedProcessor, report};
+use super::schema_guard::SchemaGuard;
 use super::{Assignment, WorkerSettings, task};
 use crate::handlers::native::Registry;
 use crate::handlers::program::ProgramProcessor;
@@ -26,7 +27,8 @@ use crate::processing::heartbeat::Heartbeat;
 use crate::processing::processor::{Events, Processor, ProcessorBase};
 use crate::processing::runner::{ReleaseChannel, Runner, RunnerContext, SHARED_SESSIONS, Shared, Steward};
 use crate::processing::tracker::{LEASE, Owner, ProcessorKey, Trackers};
-use crate::shutdown::Shutdown;
+use crate::schema::SchemaError;
+use crate::shutdown::{self, Shutdown};
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
 use crate::store::subscription::Subscription;
@@ -42,6 +44,8 @@ pub(crate) struct Crew {
     watcher: Watcher,
     /// Works for all runners, if they share something.
     steward: Option<Steward>,
+    /// Looks whether this program may go on with the tables.
+    guard: SchemaGuard,
     /// The processors that can be run as they are declared.
     processors: Vec<(ProcessorDeclaration, Heartbeat)>,
     /// Why others cannot.
@@ -62,6 +66,7 @@ impl Crew {
         let Assignment { owner, mut settings } = assignment;
         let declarations = std::mem::take(&mut settings.processors);
         let events = settings.event_store_url.connector()?;
+        let guard = SchemaGuard::new(&settings)?;
         let watcher = watcher(&settings, &declarations, &events)?;
         let subscription = Subscription::new(watcher.horizon(), watcher.control()).telling(watcher.heads());
         let mark = mark(&settings, &watcher, &events, &stop).await?;
@@ -82,7 +87,7 @@ impl Crew {
                 }
             }
         }
-        Ok(Self { factory: Arc::new(factory), watcher, steward, processors, faults, stop })
+        Ok(Self { factory: Arc::new(factory), watcher, steward, guard, processors, faults, stop })
     }
 
     /// Fails where processors cannot be run as they are declared.
@@ -105,6 +110,35 @@ impl Crew {
             ReportedProcessor::new(declaration.name.clone(), heartbeat.clone())
         };
         self.processors.iter().map(reported).collect()
+    }
+
+    /// Fails where a newer espd has declared the tables to be not for this program.
+    async fn require_schema(&mut self) -> Result<(), SchemaError> {
+        self.guard.find().await.map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::run`], where no daemon looks whether this program may go on with the tables. Once it may not, all end after the
+    /// batch at hand.
+    ///
+    /// # Errors
+    /// The watcher has failed, or a newer espd has declared the tables to be not for this program.
+    pub(crate) async fn run_guarded(mut self) -> anyhow::Result<()> {
+        let (end, stop) = shutdown::channel();
+        let mut asked = std::mem::replace(&mut self.stop, stop);
+        let mut guard = std::mem::replace(&mut self.guard, SchemaGuard::of_nothing());
+        let running = self.run();
+        tokio::pin!(running);
+        let excluded = tokio::select! {
+            ended = &mut running => return ended,
+            () = asked.requested() => None,
+            excluded = guard.excluded() => Some(excluded),
+        };
+        if let Some(reason) = &excluded {
+            error!(%reason, "the schema is not for this program any more: nothing more is handled");
+        }
+        end.request();
+        running.await?;
+        excluded.map_or(Ok(()), |excluded| Err(excluded.into()))
     }
 
     /// Runs all processors until the stop is requested. Whoever drops this ends them where they are.
@@ -152,11 +186,13 @@ pub(super) async fn run(
     supervised: bool,
     stop: Shutdown,
 ) -> anyhow::Result<()> {
-    let crew = Crew::new(assignment, registry, stop).await?;
+    let mut crew = Crew::new(assignment, registry, stop).await?;
     crew.require_any()?;
-    if supervised {
-        tokio::spawn(report(crew.reported()));
+    crew.require_schema().await?;
+    if !supervised {
+        return crew.run_guarded().await;
     }
+    tokio::spawn(report(crew.reported()));
     crew.run().await
 }
 

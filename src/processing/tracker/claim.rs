@@ -17,6 +17,7 @@ use crate::postgres::notify::{CONTROL, notify_call};
 use crate::postgres::quote::quote_literal;
 use crate::postgres::row::from_row;
 use crate::processing::failure::Failure;
+use crate::schema::exclusion::lets_go_on;
 
 /// How long a claim lasts without a batch or a renewal. A standby waits so long for an owner that was killed.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -168,8 +169,8 @@ from_row!(LeaseStatus { position, paused, retry_now, dead_letters_requested });
 
 impl Trackers {
     /// Claims the tracker of a processor for `owner`. The claim succeeds if the lease has ended or is the owner's already, and
-    /// no other session has locked the row; it never waits for a lock. `None`: the tracker cannot be claimed now, or there is
-    /// none.
+    /// no other session has locked the row; it never waits for a lock. `None`: the tracker cannot be claimed now, also because a
+    /// newer espd has declared the tables to be not for this program, or there is none.
     ///
     /// The tracker is that of `key`. If there is none, a tracker of an older version is claimed, so that that version goes on, or
     /// the caller can report that a rebuild is needed; see [`Self::is_runners`]. One of a newer version is not, if it has tables. A tracker without tables, because they were never created or a reset
@@ -188,7 +189,7 @@ impl Trackers {
                       (select d.fingerprint from {schema}.declarations as d
                        where d.processor = t.name and d.version = t.version) as declaration
                from {trackers} as t
-               where {is_runners} and {is_free}
+               where {is_runners} and {is_free} and {lets_go_on}
                  -- A version that was superseded leaves the tables of a newer one alone.
                  and (t.version <= {version} or not exists (select from {schema}.declarations as d
                         where d.processor = t.name and d.version = t.version))
@@ -217,6 +218,7 @@ impl Trackers {
             trackers = self.table,
             is_runners = self.is_runners(key),
             is_free = self.is_free_for(owner),
+            lets_go_on = lets_go_on(&self.schema),
             version = key.version,
             owner = owner.id,
             label = quote_literal(&owner.label),

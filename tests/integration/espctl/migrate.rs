@@ -163,6 +163,107 @@ async fn a_newer_schema_that_excludes_this_program_is_refused_with_a_remedy_that
     }
 }
 
+/// What a newer program does, without its other tables: those may be as they are.
+fn exclude(from: &str) -> String {
+    format!(
+        "insert into espd.{from} (version, description, success, checksum, execution_time, oldest_program, applied_by)
+         values (9999, 'from the future', true, '', 0, 9999, '9.9.9')"
+    )
+}
+
+#[tokio::test]
+async fn a_running_daemon_that_is_excluded_rests_says_so_and_goes_on_once_it_may() {
+    let (db, installation) = prepared().await;
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    let last = append(&db.pool, 3).await;
+    reaches(&db.pool, "notes", last).await;
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    let without = client.get("/metrics").await.body;
+    assert!(without.contains("\nespd_program_excluded 0\n"), "{without}");
+
+    for set in ["_processing_migrations", "_event_store_migrations"] {
+        let times =
+            daemon.logged("the schema is not for this program any more: nothing is handled by it").len();
+        execute(&db.pool, exclude(set)).await;
+        let released = "select not exists (select from espd.trackers where owner is not null)";
+        eventually("nobody owns a processor", async || {
+            sqlx::query_scalar::<_, bool>(released).fetch_one(&db.pool).await.unwrap().then_some(())
+        })
+        .await;
+        let said = daemon.logged("the schema is not for this program any more: nothing is handled by it");
+        assert!(
+            said.len() == times + 1 && said[times]["reason"].as_str().unwrap().contains("espd 9.9.9"),
+            "{said:?}"
+        );
+        assert!(daemon.logged("killing a worker that does not stop").is_empty());
+        // Those of a newer program are shown why.
+        let shown: (String, String) = eventually("the rows of what rests", async || {
+            sqlx::query_as(
+                "select state, last_end from espd.workers where worker = 'notes' and state = 'waiting'",
+            )
+            .fetch_optional(&db.pool)
+            .await
+            .unwrap()
+        })
+        .await;
+        assert!(shown.1.contains("espd 9.9.9"), "{shown:?}");
+        assert_eq!(client.get("/readyz").await.status, 503);
+        let metrics = client.get("/metrics").await.body;
+        assert!(metrics.contains("\nespd_program_excluded 1\n"), "{metrics}");
+
+        // A worker by itself refuses, and a reload starts none.
+        let refused = installation.espd(&["worker", "notes"]).await;
+        assert!(refused.code == Some(1) && refused.stderr.contains("espd 9.9.9"), "{refused:?}");
+        let workers = daemon.children("notes").len();
+        let position = append(&db.pool, 2).await - 2;
+        let before = daemon.logged("the configuration was read again: nothing has changed").len();
+        daemon.signal(nix::sys::signal::Signal::SIGHUP);
+        eventually("the reload", async || {
+            let lines = daemon.logged("the configuration was read again: nothing has changed");
+            let refused = daemon.logged("the configuration was read again and is wrong, keeping the old one");
+            (lines.len() > before || !refused.is_empty()).then_some(())
+        })
+        .await;
+        assert_eq!(daemon.children("notes").len(), workers);
+        assert_eq!(crate::support::facts::position(&db.pool, "notes").await, position);
+
+        execute(&db.pool, format!("delete from espd.{set} where version = 9999")).await;
+        daemon.child("notes", workers + 1).await;
+        reaches(&db.pool, "notes", position + 2).await;
+        eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    }
+    daemon.stop().await;
+}
+
+/// A claim that is tried before a daemon has looked.
+#[tokio::test]
+async fn nobody_claims_a_processor_in_a_schema_that_excludes_him() {
+    let (db, installation) = prepared().await;
+    let daemon = installation.start_daemon();
+    reaches(&db.pool, "notes", append(&db.pool, 3).await).await;
+    daemon.stop().await;
+    use espd::internals::tracker::{Owner, ProcessorKey, Trackers};
+    let (trackers, key) = (Trackers::new("espd"), ProcessorKey::new("notes", 1));
+    execute(&db.pool, exclude("_processing_migrations")).await;
+    let claim = async || {
+        trackers.claim(&db.pool, &key, &Owner::generate(), std::time::Duration::from_secs(5)).await.unwrap()
+    };
+    assert_eq!(claim().await, None);
+    execute(&db.pool, "delete from espd._processing_migrations where version = 9999".to_owned()).await;
+    assert!(claim().await.is_some());
+}
+
+#[tokio::test]
+async fn a_migrator_that_has_waited_for_another_one_says_that_nothing_was_to_be_done() {
+    let db = support::empty_database().await;
+    let installation = Installation::new(&db.url, "");
+    let both = tokio::join!(installation.espctl(&["migrate"]), installation.espctl(&["migrate"]));
+    let said = [both.0.printed(), both.1.printed()].join("");
+    assert_eq!(said.matches("event store: from version 0 to ").count(), 1, "{said}");
+    assert_eq!(said.matches("processing: from version 0 to ").count(), 1, "{said}");
+}
+
 #[tokio::test]
 async fn a_dry_run_prints_the_sql_and_changes_nothing() {
     let db = support::empty_database().await;
