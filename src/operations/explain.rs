@@ -2,15 +2,13 @@
 
 use std::fmt::Write as _;
 
-use anyhow::bail;
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::config::Config;
 use crate::handlers::sql;
 use crate::operations::databases::Databases;
+use crate::operations::other_role::refuse_other_role;
 use crate::processing::declaration::{Handler, ProcessorDeclaration};
-use crate::processing::rebuild::RUNS_NO_PROCESSORS;
 
 /// What is known of the handlers of a processor.
 #[derive(Debug, Serialize)]
@@ -42,7 +40,7 @@ pub(crate) async fn explain(
     let is_elsewhere = config.direct_projections_url().is_some();
     let layout = (!is_elsewhere).then_some(&databases.layout);
     let mut connection = databases.projections.acquire().await?;
-    refuse_other_role(&mut connection).await?;
+    refuse_other_role(&mut *connection, "which path its batches take").await?;
     let refusals =
         sql::explain_folding(&mut connection, declaration, &databases.layout, &databases.scope, layout)
             .await?;
@@ -52,20 +50,6 @@ pub(crate) async fn explain(
         kind: declaration.kind().as_str(),
         handlers: handlers.map(|(handler, refusal)| explained(handler, refusal)).collect(),
     })
-}
-
-/// Refuses a role that runs no processors: what it may not see would be told as what the daemon does.
-async fn refuse_other_role(connection: &mut PgConnection) -> anyhow::Result<()> {
-    let statement =
-        format!("-- find_other_role\nselect current_user::text as role where {RUNS_NO_PROCESSORS}");
-    let found: Option<String> =
-        sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).fetch_optional(connection).await?;
-    match found {
-        Some(role) => bail!(
-            "{role} is no member of espd_daemon, and only that role is told which path its batches take: run this as a login of the daemon"
-        ),
-        None => Ok(()),
-    }
 }
 
 fn explained(handler: &Handler, reason: Option<String>) -> ExplainedHandler {

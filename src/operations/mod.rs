@@ -17,6 +17,7 @@ pub(crate) mod import_positions;
 pub(crate) mod lock_watch;
 pub(crate) mod metrics;
 pub(crate) mod operator;
+mod other_role;
 pub(crate) mod outcome;
 pub(crate) mod plan;
 pub(crate) mod rebuild;

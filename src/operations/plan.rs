@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::event::Position;
 use crate::handlers::sql::{OwnedByOthers, find_owned_by_others};
 use crate::operations::databases::Databases;
+use crate::operations::other_role::refuse_other_role;
 use crate::postgres::quote::quote_identifier;
 use crate::processing::declaration::{
     HandledEvents, Handling, OnHandlerChange, ProcessorDeclaration, ProcessorKind, Start, Unsuitable,
@@ -162,7 +163,11 @@ impl Known<'_> {
 ///
 /// # Errors
 /// A database does not answer.
-pub(crate) async fn plan(config: &Config, databases: &Databases) -> Result<Vec<Planned>, sqlx::Error> {
+///
+/// # Errors
+/// The database does not answer, or the role that asks is not the daemon's: what others own would be in its way, and not in the daemon's.
+pub(crate) async fn plan(config: &Config, databases: &Databases) -> anyhow::Result<Vec<Planned>> {
+    refuse_other_role(&databases.projections, "what becomes of the processors").await?;
     let trackers = list_trackers(databases).await?;
     let known = look(config, databases, &trackers).await?;
     Ok(foretell(config, &known, &trackers))

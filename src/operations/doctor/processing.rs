@@ -1,19 +1,20 @@
 //! The database of the projections: espd's own tables, the privileges of the role, and whether trackers and declarations
 //! match.
 
-use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use sqlx::{PgPool, Row as _};
 
 use super::Finding;
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::handlers::sql::find_owned_by_others;
 use crate::operations::databases::Databases;
+use crate::operations::other_role::find_other_role;
 use crate::operations::unstored_types::find_unknown_types;
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
 use crate::processing::emission::{PendingEmissions, PendingOfReactor};
-use crate::processing::rebuild::{LacksSchemas, RUNS_NO_PROCESSORS, Unverified, list_unverified};
+use crate::processing::rebuild::{LacksSchemas, Unverified, list_unverified};
 use crate::processing::tracker::{FormerVersions, TrackerRow, Trackers};
 use crate::schema;
 
@@ -140,14 +141,6 @@ fn builds_versions(config: &Config) -> bool {
     let can_be_built =
         |one: &ProcessorDeclaration| Unsuitable::find(one, one.synchronous.is_some()).is_none();
     config.rebuild.parallelism > 0 && config.processors.iter().any(can_be_built)
-}
-
-/// The role of the session, if it plainly runs no processors: it is a member of one of the other roles (`migrations/roles.sql`), and not
-/// of the daemon's, which is there.
-async fn find_other_role(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
-    let statement =
-        format!("-- find_other_role\nselect current_user::text as role where {RUNS_NO_PROCESSORS}");
-    sqlx::query_scalar(AssertSqlSafe(statement)).fetch_optional(pool).await
 }
 
 /// Declared event types that the store has no event of.

@@ -301,6 +301,10 @@ async fn a_command_that_a_role_may_not_give_says_where_to_look() {
         assert!(complaint.contains("docs/roles.md"), "{complaint}");
         let complaint = installation.espctl(&["explain", "notes"]).await.complained(1);
         assert!(complaint.contains(&format!("{role} is no member of espd_daemon")), "{complaint}");
+        // What the daemon owns is in nobody's way, and must not be taken from it.
+        let complaint = installation.espctl(&["plan"]).await.complained(1);
+        assert!(complaint.contains(&format!("{role} is no member of espd_daemon")), "{complaint}");
+        assert!(!complaint.contains("owner to"), "{complaint}");
     }
     operator.espctl(&delete).await.printed();
 }
