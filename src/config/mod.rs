@@ -24,6 +24,7 @@ pub use keys::known_keys;
 pub use reader::diagnostics::InvalidConfig;
 pub(crate) use reader::key::nearest;
 pub use sections::admin::{AdminSettings, Listen, Token};
+pub(crate) use sections::log::find_wrong_variable;
 pub use sections::rebuild::RebuildSection;
 pub use sections::runner::RunnerSection;
 pub(crate) use sections::store::{EventStoreSettings, ProjectionsSettings};
@@ -65,6 +66,8 @@ pub struct Config {
     pub files: Vec<PathBuf>,
     /// Whether the main file names others in `include`, even if there are none.
     pub includes: bool,
+    /// Whether the database is that of `DATABASE_URL`, for a tool, because the files name none.
+    pub is_database_of_environment: bool,
     /// Where the events are.
     pub event_store: EventStoreSettings,
     /// Where the projectors' tables are.
@@ -138,6 +141,7 @@ impl Config {
         if self.event_store.url.is_none() {
             self.event_store.url =
                 std::env::var(DATABASE_URL).ok().and_then(|url| DatabaseUrl::new(url).ok());
+            self.is_database_of_environment = self.event_store.url.is_some();
         }
         self
     }

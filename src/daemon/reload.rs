@@ -15,7 +15,7 @@ use super::worker_table_place::WorkerTablePlace;
 use crate::config::{Config, DatabaseUrl, InvalidConfig};
 use crate::diagnostic::Diagnostic;
 use crate::handlers::native::Registry;
-use crate::operations::check::check_changes;
+use crate::operations::check::{check_changes, describe_no_work, only_schedules};
 use crate::postgres::error::chain;
 use crate::postgres::query_text::show_literals;
 use crate::process::executable::Executable;
@@ -154,7 +154,7 @@ impl Configured {
         if config.processors.is_empty()
             && (!self.config.processors.is_empty() || !self.only_schedules(&config))
         {
-            faults.push(NO_PROCESSOR.to_owned());
+            faults.push(describe_no_work(&config));
         }
         if config.event_store.url.is_none() {
             config.event_store.url = self.private.clone();
@@ -176,7 +176,7 @@ impl Configured {
             return Ok(());
         }
         if !self.only_schedules(&self.config) {
-            return Err(Exit::configuration(NO_PROCESSOR));
+            return Err(Exit::configuration(describe_no_work(&self.config)));
         }
         warn!(
             "no processor is declared: the daemon appends the events that are scheduled, and does nothing else"
@@ -184,11 +184,10 @@ impl Configured {
         Ok(())
     }
 
-    /// Whether a configuration without processors is meant so: it names a database to whose store espd appends what is scheduled, and
-    /// neither other files nor a program that should have processors.
+    /// Whether a configuration without processors is meant so, which it is not with a private server, or by a program that should have
+    /// processors.
     fn only_schedules(&self, config: &Config) -> bool {
-        let is_meant = !config.includes && self.private.is_none() && self.registry.is_empty();
-        is_meant && WorkerTablePlace::of(config).is_some_and(|place| place.scheduler.is_some())
+        self.private.is_none() && self.registry.is_empty() && only_schedules(config)
     }
 }
 
@@ -217,5 +216,3 @@ const READING_MAX: Duration = Duration::from_secs(10);
 
 /// How long checking what has changed may take: programs are started for it.
 const CHECK_MAX: Duration = Duration::from_secs(20);
-
-const NO_PROCESSOR: &str = "no processor is declared: see `espctl config example`";

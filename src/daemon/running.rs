@@ -17,7 +17,7 @@ use super::reload::{Configured, Examined};
 use super::requests::{REQUESTS_MAX, ReloadOrder, Reloaded};
 use super::worker_table_place::WorkerTablePlace;
 use crate::admin::{Endpoint, Limits};
-use crate::config::{Config, DATABASE_URL};
+use crate::config::{Config, DATABASE_URL, find_wrong_variable};
 use crate::embedded::EmbeddedPostgres;
 use crate::handlers::native::Registry;
 use crate::operations::check::require_own_tables;
@@ -49,6 +49,9 @@ pub(super) async fn run(
     requests: mpsc::Receiver<Request>,
 ) -> anyhow::Result<Afterwards> {
     telemetry::start(&config.log);
+    if let Some(wrong) = find_wrong_variable() {
+        warn!(fault = wrong.message, "the environment variable RUST_LOG is passed over");
+    }
     show_literals(config.log.query_literals);
     let systemd = Systemd::from_environment();
     info!(version = env!("CARGO_PKG_VERSION"), processors = config.processors.len(), "espd starts");

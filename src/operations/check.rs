@@ -2,8 +2,9 @@
 
 mod aggregate_column;
 pub(crate) mod scope;
+mod startable;
 
-use crate::config::Config;
+use crate::config::{Config, find_wrong_variable};
 use crate::diagnostic::{Diagnostic, Severity, render_all};
 use crate::embedded::{EmbeddedPostgres, Options};
 use crate::event::Position;
@@ -20,6 +21,8 @@ use crate::processing::history::find_divergence;
 use crate::processing::processor::Fit;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::retry::OnFailure;
+pub(crate) use startable::{describe_no_work, only_schedules};
+use startable::{find_newly_unstartable, find_unstartable};
 
 /// What a check has found.
 pub(crate) struct CheckReport {
@@ -56,6 +59,19 @@ fn is_warning(diagnostic: &Diagnostic) -> bool {
 ///
 /// If no database is configured, the daemon would start a private server, so the SQL is checked on a server like it.
 pub(crate) async fn check(config: &Config) -> anyhow::Result<CheckReport> {
+    let mut unstartable = find_unstartable(config);
+    unstartable.extend(find_wrong_variable());
+    let has_database = config.event_store.url.is_some();
+    if !has_database && config.processors.is_empty() && unstartable.iter().any(|one| !is_warning(one)) {
+        // A private server would be started for nothing.
+        return Ok(CheckReport { diagnostics: unstartable, checked: String::new(), notes: Vec::new() });
+    }
+    let mut report = check_databases(config).await?;
+    report.diagnostics.extend(unstartable);
+    Ok(report)
+}
+
+async fn check_databases(config: &Config) -> anyhow::Result<CheckReport> {
     if config.event_store.url.is_some() {
         ways::require(config, "espd check", CONNECT_TIMEOUT).await?;
         return check_some(config, |_| true).await;
@@ -92,7 +108,10 @@ pub(crate) async fn check_changes(config: &Config, running: &Config) -> anyhow::
     if !is_same_ground {
         ways::require(config, "espd check", CONNECT_TIMEOUT).await?;
     }
-    check_some(config, |processor| !is_same_ground || !running.processors.contains(processor)).await
+    let mut report =
+        check_some(config, |processor| !is_same_ground || !running.processors.contains(processor)).await?;
+    report.diagnostics.extend(find_newly_unstartable(config, running));
+    Ok(report)
 }
 
 async fn check_some(

@@ -3,6 +3,7 @@
 use tracing_subscriber::EnvFilter;
 
 use crate::config::reader::tree::{Section, Value};
+use crate::diagnostic::Diagnostic;
 use crate::telemetry::LogSettings;
 
 /// The words of the log levels that may stand alone in a filter.
@@ -20,19 +21,32 @@ pub(crate) fn read_log(section: &Section<'_>) -> LogSettings {
     }
 }
 
+/// The environment variable that wins over `level`.
+const VARIABLE: &str = "RUST_LOG";
+
+/// A filter in the environment that is wrong, and is passed over.
+pub(crate) fn find_wrong_variable() -> Option<Diagnostic> {
+    let filter = std::env::var(VARIABLE).ok()?;
+    let error = EnvFilter::builder().parse(&filter).err()?;
+    let message = format!("{filter:?} is not a log filter ({error}), and the configuration counts instead");
+    Some(Diagnostic::of_file(VARIABLE, message).into_warning().with_advice(ADVICE))
+}
+
+/// What to write as a filter.
+const ADVICE: &str =
+    "write one of off, error, warn, info, debug, trace, or a list of `target=level` like \"info,sqlx=warn\"";
+
 fn read_filter(value: &Value<'_>) -> Option<String> {
     let filter = value.text()?;
-    let advice = "write one of off, error, warn, info, debug, trace, or a list of `target=level` like \
-                  \"info,sqlx=warn\"";
     if EnvFilter::builder().parse(&filter).is_err() {
-        value.location.report(format!("{} is not a log filter", value.as_written()), advice);
+        value.location.report(format!("{} is not a log filter", value.as_written()), ADVICE);
         return None;
     }
     // The filter takes any single word for a target, also a misspelt level.
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     let misspelt = |part: &str| !part.contains(['=', '[', ':']) && !is_level(part);
     if filter.split(',').map(str::trim).any(misspelt) {
-        value.location.report(format!("{} is not a log level", value.as_written()), advice);
+        value.location.report(format!("{} is not a log level", value.as_written()), ADVICE);
         return None;
     }
     Some(filter)

@@ -29,6 +29,7 @@ fn the_example_shows_the_defaults() {
     let Config {
         files,
         includes,
+        is_database_of_environment: _,
         event_store,
         projections,
         runner,

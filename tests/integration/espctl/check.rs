@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::support;
 use crate::support::facts::{append, append_typed, reaches};
-use crate::support::program::Installation;
+use crate::support::program::{self, Installation};
 
 #[tokio::test]
 async fn a_check_accepts_what_runs_and_changes_nothing() {
@@ -414,4 +414,89 @@ async fn what_only_espd_may_change_is_refused_and_what_appends_again_is_warned_o
         warned.stderr.contains("other is a reactor: name the tables that are read, of memory"),
         "{warned:?}"
     );
+}
+
+/// What `espd run` refuses, or fails with again and again, is found before it is deployed.
+#[tokio::test]
+async fn what_no_daemon_could_start_with_is_a_mistake() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "");
+    let complaint = installation.espctl(&["check"]).await.complained(64);
+    assert!(complaint.contains("no processor is declared, and `include` matches no file"), "{complaint}");
+    let nothing = Installation::without_database("");
+    std::fs::write(nothing.path().join("espd.toml"), "").unwrap();
+    for url in ["", &db.url] {
+        let mut command = nothing.espd_command(&["check"]);
+        command.env("DATABASE_URL", url);
+        let complaint = program::run(command, "").await.complained(64);
+        assert!(complaint.contains("no processor is declared: see `espctl config example`"), "{complaint}");
+    }
+    let mut command = nothing.espctl_command(&["check"]);
+    command.env("DATABASE_URL", &db.url);
+    let complaint = program::run(command, "").await.complained(64);
+    assert!(complaint.contains("no processor is declared: see `espctl config example`"), "{complaint}");
+
+    installation.declare_notes("notes", "");
+    let file = installation.path().join("espd.toml");
+    let plain = std::fs::read_to_string(&file).unwrap();
+    let folder = installation.path();
+    let long = format!("unix:/{}", "x".repeat(200));
+    let (missing, taken) = (folder.join("no/admin"), folder.join("espd.toml"));
+    for (section, said) in [
+        (
+            "[hooks]\non_worker_start = ['no-such-program']",
+            "of the hook on_worker_start is not there".to_owned(),
+        ),
+        (
+            "[hooks]\non_failure = ['/no/such/program', '-v']",
+            "of the hook on_failure is not there".to_owned(),
+        ),
+        (
+            "[admin]\nlisten = '192.0.2.1:4680'",
+            "the admin endpoint cannot listen on 192.0.2.1:4680".to_owned(),
+        ),
+        (&format!("[admin]\nlisten = 'unix:{}'", missing.display()), "there is no folder".to_owned()),
+        (
+            &format!("[admin]\nlisten = 'unix:{}'", taken.display()),
+            "something that is no socket is there".to_owned(),
+        ),
+        (&format!("[admin]\nlisten = '{long}'"), "the path is too long for a socket".to_owned()),
+    ] {
+        let tokens =
+            if section.contains("192") { "\nread_token = '0123456789abcdef0123456789abcdef'" } else { "" };
+        std::fs::write(&file, format!("{plain}{section}{tokens}\n")).unwrap();
+        let complaint = installation.espctl(&["check"]).await.complained(64);
+        assert!(complaint.contains(&said), "{complaint}");
+    }
+
+    // What listens already is a daemon, perhaps this one's, and is left alone.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let section =
+        format!("[admin]\nlisten = '{}'\n[hooks]\non_failure = ['true']\n", listener.local_addr().unwrap());
+    std::fs::write(&file, format!("{plain}{section}")).unwrap();
+    installation.espctl(&["check"]).await.printed();
+    let mut command = installation.espctl_command(&["check"]);
+    command.env("RUST_LOG", "bogus=[");
+    let outcome = program::run(command, "").await;
+    assert!(outcome.code == Some(0) && outcome.stderr.contains("is not a log filter"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_reload_that_would_end_every_worker_is_refused() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, "[runner]\npoll_interval_max = '50ms'\n");
+    installation.declare_notes("notes", "");
+    let mut command = installation.espd_command(&["run"]);
+    command.env("RUST_LOG", "bogus=[");
+    let daemon = program::Program::start(command);
+    daemon.says("the environment variable RUST_LOG is passed over").await;
+    reaches(&db.pool, "notes", append(&db.pool, 1).await).await;
+    let file = installation.path().join("espd.toml");
+    let plain = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{plain}[hooks]\non_worker_start = ['no-such-program']\n")).unwrap();
+    let complaint = installation.espctl(&["reload"]).await.complained(1);
+    assert!(complaint.contains("of the hook on_worker_start is not there"), "{complaint}");
+    reaches(&db.pool, "notes", append(&db.pool, 1).await).await;
+    assert_eq!(daemon.children("notes").len(), 1);
+    daemon.stop().await;
 }
