@@ -13,6 +13,9 @@ pub use idle::Idle;
 
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError, RunningDaemon};
+use crate::postgres::deadline::in_time;
+use crate::postgres::error::chain;
+use crate::postgres::sqlstate::may_succeed_later;
 use crate::processing::history::find_divergence;
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::processors::{WaitError, deadline_after};
@@ -37,6 +40,9 @@ pub(crate) struct Waiting<'w> {
 /// The time between two reads of the trackers: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 
+/// How much longer than the wait a look may take.
+const LOOK_TIME: Duration = Duration::from_secs(5);
+
 /// The end of a wait, and the pauses before that.
 struct Clock {
     deadline: Instant,
@@ -50,6 +56,12 @@ impl Clock {
 
     fn is_over(&self) -> bool {
         Instant::now() >= self.deadline
+    }
+
+    /// A look at the database that may take as long as the wait, and a little longer: one that begins at its end has an answer.
+    async fn look<T>(&self, looking: impl Future<Output = Result<T, WaitError>>) -> Result<T, WaitError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        in_time(left + LOOK_TIME, async { Ok(looking.await) }).await?
     }
 
     async fn pause(&mut self) {
@@ -98,25 +110,51 @@ impl<'w> Waiting<'w> {
     ) -> Result<(), WaitError> {
         let (mut left, mut clock) = (self.names.clone(), Clock::of(timeout));
         loop {
-            let rows = self.rows(&left).await?;
-            self.refuse_blocked(&rows, wanted).await?;
-            self.refuse_halted(&rows, wanted)?;
-            left.retain(|name| match self.slowest(name, &rows).map(|row| row.position) {
-                Some(position) if position >= wanted => {
-                    reached(name, position);
-                    false
+            match clock.look(self.look_at(wanted, &left)).await {
+                Ok(rows) => {
+                    left.retain(|name| match self.slowest(name, &rows).map(|row| row.position) {
+                        Some(position) if position >= wanted => {
+                            reached(name, position);
+                            false
+                        }
+                        _ => true,
+                    });
+                    if left.is_empty() {
+                        return Ok(());
+                    }
+                    if clock.is_over() {
+                        let says =
+                            |name: &String, why| format!("{name} has not reached {wanted} in time: {why}");
+                        return Err(self.timed_out(&left, &rows, says).await?);
+                    }
                 }
-                _ => true,
-            });
-            if left.is_empty() {
-                return Ok(());
-            }
-            if clock.is_over() {
-                let says = |name: &String, why| format!("{name} has not reached {wanted} in time: {why}");
-                return Err(self.timed_out(&left, &rows, says).await?);
+                Err(error) => self.endure(error, &left, &clock)?,
             }
             clock.pause().await;
         }
+    }
+
+    /// The trackers of these processors, none of which is kept from reaching a position.
+    async fn look_at(&self, wanted: Position, names: &[String]) -> Result<Vec<TrackerRow>, WaitError> {
+        let rows = self.rows(names).await?;
+        self.refuse_blocked(&rows, wanted).await?;
+        self.refuse_halted(&rows, wanted)?;
+        Ok(rows)
+    }
+
+    /// A patient wait goes on where the database does not answer: it may within the time.
+    ///
+    /// # Errors
+    /// The same error where it says something else, or nobody is patient; that the time is over, where it is.
+    fn endure(&self, error: WaitError, left: &[String], clock: &Clock) -> Result<(), WaitError> {
+        if self.patience == Patience::Impatient || !is_outage(&error) {
+            return Err(error);
+        }
+        if !clock.is_over() {
+            return Ok(());
+        }
+        let message = format!("the time is over, and the database does not answer: {}", chain(&error));
+        Err(WaitError::TimedOut { processors: left.to_vec(), message })
     }
 
     /// Waits until all have a tracker, of whatever version: one that is to be raised has begun as well. What has kept one from going on
@@ -183,12 +221,22 @@ impl<'w> Waiting<'w> {
         rows: &[TrackerRow],
         says: impl Fn(&String, String) -> String,
     ) -> Result<WaitError, WaitError> {
-        let daemons = self.operator.daemons().await?;
+        let daemons = match self.operator.daemons().await.map_err(WaitError::from) {
+            // Why nobody has gone on can be said without.
+            Err(error) if is_outage(&error) => Vec::new(),
+            daemons => daemons?,
+        };
         let complaint =
             |name: &String| says(name, describe(name, self.slowest(name, rows), &daemons, self.patience));
         let message = left.iter().map(complaint).collect::<Vec<_>>().join("\n");
         Ok(WaitError::TimedOut { processors: left.to_vec(), message })
     }
+}
+
+/// Whether an error only says that the database does not answer now.
+fn is_outage(error: &WaitError) -> bool {
+    let mut causes = anyhow::Chain::new(error);
+    causes.any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(may_succeed_later))
 }
 
 fn describe(name: &str, row: Option<&TrackerRow>, daemons: &[RunningDaemon], patience: Patience) -> String {

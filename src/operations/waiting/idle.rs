@@ -48,43 +48,53 @@ impl Waiting<'_> {
     pub(crate) async fn until_idle(&self, timeout: Duration) -> Result<Idle, WaitError> {
         let mut clock = Clock::of(timeout);
         loop {
-            // First: an event that is appended meanwhile is in the store when the head is looked at.
-            let scheduled = self.due_scheduled().await?;
-            // This order: what is emitted between two of the looks is seen by a later one.
-            let rows = self.rows(&self.names).await?;
-            let seen = Seen {
-                effects: self.pending_effects().await?,
-                requested: self.requested_dead_letters().await?,
-                head: self.head().await?,
-                rows: &rows,
-            };
-            let head = seen.head;
-            self.refuse_blocked(&rows, head).await?;
-            self.refuse_refused(&rows)?;
-            let is_scheduled = scheduled.due + scheduled.refused > 0;
-            self.refuse_undone(&seen)?;
-            let work = |name: &String| self.work_of(name, &seen);
-            let left: Vec<String> = self.names.iter().filter(|name| work(name).is_some()).cloned().collect();
-            if left.is_empty() && !is_scheduled {
-                let dead_letters = rows.iter().map(|row| row.dead_letters).sum();
-                return Ok(Idle { position: head, later: self.later(&rows).await?, dead_letters });
-            }
-            let is_vain = scheduled.refused > 0 && self.patience == Patience::Impatient;
-            if (clock.is_over() || is_vain) && left.is_empty() {
-                return Err(WaitError::TimedOut {
-                    processors: Vec::new(),
-                    message: describe_scheduled(&scheduled),
-                });
-            }
-            if clock.is_over() {
-                let says = |name: &String, why: String| {
-                    let work = work(name).unwrap_or_default();
-                    format!("{name} is not idle in time: {work}; {why}")
-                };
-                return Err(self.timed_out(&left, &rows, says).await?);
+            match clock.look(self.look_whether_idle(&clock)).await {
+                Ok(Some(idle)) => return Ok(idle),
+                Ok(None) => {}
+                Err(error) => self.endure(error, &self.names, &clock)?,
             }
             clock.pause().await;
         }
+    }
+
+    /// Looks once; `None`: there is something left to do, and time.
+    async fn look_whether_idle(&self, clock: &Clock) -> Result<Option<Idle>, WaitError> {
+        // First: an event that is appended meanwhile is in the store when the head is looked at.
+        let scheduled = self.due_scheduled().await?;
+        // This order: what is emitted between two of the looks is seen by a later one.
+        let rows = self.rows(&self.names).await?;
+        let seen = Seen {
+            effects: self.pending_effects().await?,
+            requested: self.requested_dead_letters().await?,
+            head: self.head().await?,
+            rows: &rows,
+        };
+        let head = seen.head;
+        self.refuse_blocked(&rows, head).await?;
+        self.refuse_refused(&rows)?;
+        let is_scheduled = scheduled.due + scheduled.refused > 0;
+        self.refuse_undone(&seen)?;
+        let work = |name: &String| self.work_of(name, &seen);
+        let left: Vec<String> = self.names.iter().filter(|name| work(name).is_some()).cloned().collect();
+        if left.is_empty() && !is_scheduled {
+            let dead_letters = rows.iter().map(|row| row.dead_letters).sum();
+            return Ok(Some(Idle { position: head, later: self.later(&rows).await?, dead_letters }));
+        }
+        let is_vain = scheduled.refused > 0 && self.patience == Patience::Impatient;
+        if (clock.is_over() || is_vain) && left.is_empty() {
+            return Err(WaitError::TimedOut {
+                processors: Vec::new(),
+                message: describe_scheduled(&scheduled),
+            });
+        }
+        if clock.is_over() {
+            let says = |name: &String, why: String| {
+                let work = work(name).unwrap_or_default();
+                format!("{name} is not idle in time: {work}; {why}")
+            };
+            return Err(self.timed_out(&left, &rows, says).await?);
+        }
+        Ok(None)
     }
 
     /// What a processor still has to do; `None`: nothing.

@@ -8,6 +8,8 @@ use crate::support::Database;
 use crate::support::facts::{append, assert_exactly_once, eventually, position, reaches};
 use crate::support::program::{Installation, Program};
 
+use espd::embedded::StopMode;
+
 const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n";
 
 /// A daemon, and its projectors `notes` and `other` that have handled ten events.
@@ -245,4 +247,40 @@ async fn waiting_ends_at_the_position_or_says_why_it_does_not() {
     });
     assert_eq!(waited.printed(), format!("notes is at {last}\n"));
     daemon.stop().await;
+}
+
+/// Starts a wait, and returns once it has looked at the trackers several times.
+async fn start_waiting(installation: &Installation, db: &Database, arguments: &[&str]) -> Program {
+    let waiting = Program::start(installation.espctl_command(&[&["wait", "notes"][..], arguments].concat()));
+    let mut looks = std::collections::HashSet::new();
+    eventually("looks of the wait", async || {
+        let look = "select query_start::text from pg_stat_activity
+                    where application_name = 'espctl' and query like '%-- list_trackers%' order by query_start desc limit 1";
+        looks.extend(sqlx::query_scalar::<_, String>(look).fetch_optional(&db.pool).await.ok()?);
+        (looks.len() > 2).then_some(())
+    })
+    .await;
+    waiting
+}
+
+/// A failover, or a restart of the server, is no end of a wait: it may be over within the time.
+#[tokio::test]
+async fn a_wait_survives_lost_connections_within_its_time() {
+    let mut server = support::server().await;
+    let db = support::database_on(&server).await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    for arguments in [&["--idle", "--timeout", "2m"][..], &["--position", "2", "--timeout", "2m"]] {
+        append(&db.pool, 1).await;
+        let mut waiting = start_waiting(&installation, &db, arguments).await;
+        server = server.restart(StopMode::Fast).await.unwrap();
+        let daemon = installation.start_daemon();
+        assert!(waiting.ended().await.success(), "{:?}", waiting.log());
+        daemon.stop().await;
+    }
+
+    // Where the database does not come back, the time-out is what ends it.
+    let mut waiting = start_waiting(&installation, &db, &["--position", "1000", "--timeout", "3s"]).await;
+    server.stop().await;
+    assert_eq!(waiting.ended().await.code(), Some(75), "{:?}", waiting.log());
 }
