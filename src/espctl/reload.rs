@@ -7,7 +7,8 @@ use clap::Args;
 use crate::config::{Config, parse_duration};
 use crate::espctl::output;
 use crate::operations::databases::Databases;
-use crate::operations::operator::{Operator, ReloadRequest};
+use crate::operations::operator::{Operator, OperatorError, ReloadRequest};
+use crate::postgres::sqlstate::may_succeed_later;
 use crate::process::exit_code::{Exit, ExitCode};
 
 #[derive(Args)]
@@ -15,6 +16,7 @@ use crate::process::exit_code::{Exit, ExitCode};
     after_help = "The request goes through the database, so it reaches daemons on other hosts. Each reads the files that it was\n\
     started with, as after SIGHUP: workers whose configuration has changed are restarted, all others go on, and an event\n\
     that is tried again later is tried at once. A daemon whose files are wrong says why and keeps what it has.\n\
+    Where `url` was changed it finds none in the new database: send the daemon SIGHUP then.\n\
     Exit code 0 if all have answered, 1 if the files of one are wrong or no daemon runs, 75 if one has not answered in\n\
     time.\n\n\
     Example:\n  espctl check && espctl reload"
@@ -41,13 +43,20 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
         requests = operator.request_reload().await?;
     }
     if requests.is_empty() {
-        anyhow::bail!("no daemon runs on this database: start `espd run`");
+        anyhow::bail!(
+            "no daemon runs on the database of this configuration: start `espd run`; where a daemon still works on another database, because \
+             `url` was changed, `kill -HUP` its process"
+        );
     }
     let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
     let deadline = Instant::now() + arguments.timeout;
     while requests.iter().any(|request| request.answered_at.is_none()) && Instant::now() < deadline {
         tokio::time::sleep(INTERVAL).await;
-        requests = operator.reload_requests(&ids).await?;
+        requests = match operator.reload_requests(&ids).await {
+            // The database may be back within the time.
+            Err(OperatorError::Database(error)) if may_succeed_later(&error) => requests,
+            looked => looked?,
+        };
     }
     let (failed, followed): (Vec<_>, Vec<_>) =
         requests.iter().partition(|request| matches!(request.outcome.as_deref(), None | Some("refused")));

@@ -321,3 +321,21 @@ async fn a_daemon_that_was_frozen_and_goes_on_is_waited_for() {
     let complaint = installation.espctl(&["reload"]).await.complained(1);
     assert!(complaint.contains("no daemon runs on this database"), "{complaint}");
 }
+
+#[tokio::test]
+async fn a_daemon_that_works_on_the_former_database_is_told_of() {
+    let (former, new) = (support::database().await, support::database().await);
+    let installation = Installation::new(&former.url, RUNNER);
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    reaches(&former.pool, "notes", 0).await;
+    let file = installation.path().join("espd.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace(&former.url, &new.url)).unwrap();
+    let complaint = installation.espctl(&["reload"]).await.complained(1);
+    assert!(complaint.contains("because `url` was changed, `kill -HUP` its process"), "{complaint}");
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    let last = append(&new.pool, 1).await;
+    reaches(&new.pool, "notes", last).await;
+    daemon.stop().await;
+}
