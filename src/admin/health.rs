@@ -43,12 +43,18 @@ pub(super) async fn readyz(
     detailed: bool,
 ) -> Answer {
     let (database, schema) = match reached {
-        Ok((databases, through)) => match check_database(&databases).await {
-            Ok(found) => {
+        Ok((databases, through)) => match databases.require_usable().await {
+            Ok(()) => {
                 let (schema, through) = tokio::join!(check_schema(&databases), check_through(&through));
-                (through.map(|()| found), schema)
+                (through.map(|()| json!({})), schema)
             }
-            Err(error) => (Err(error), Err(("the database does not answer".into(), "see `database`".into()))),
+            Err(Unusable { problem, remedy, answers: true }) => {
+                (Err((problem, remedy)), check_schema(&databases).await)
+            }
+            Err(Unusable { problem, remedy, answers: false }) => {
+                let unknown = "not known, because the database does not answer".to_owned();
+                (Err((problem, remedy)), Err((unknown, "see `database`".to_owned())))
+            }
         },
         Err(error) => {
             let waiting = || "wait until the daemon has started".to_owned();
@@ -72,11 +78,6 @@ fn show(check: Check, detailed: bool) -> Value {
         (Err((error, remedy)), true) => json!({ "ok": false, "error": error, "remedy": remedy }),
         (check, false) => json!({ "ok": check.is_ok() }),
     }
-}
-
-async fn check_database(databases: &Databases) -> Check {
-    let checked = databases.require_usable().await;
-    checked.map(|()| json!({})).map_err(|Unusable { problem, remedy }| (problem, remedy))
 }
 
 /// Nothing is handled where batches cannot go their way, whatever the direct one does.

@@ -15,6 +15,8 @@ pub(crate) struct Unusable {
     pub(crate) problem: String,
     /// What to do about it.
     pub(crate) remedy: String,
+    /// Whether it answers all the same.
+    pub(crate) answers: bool,
 }
 
 impl Databases {
@@ -87,7 +89,7 @@ pub(crate) async fn find_restriction(
     if row.try_get("is_standby")? {
         let remedy = "connect to the primary, or run `select pg_promote()` if this is to be it; espd then goes on by itself";
         let problem = "the server is a standby, on which nothing can be handled".to_owned();
-        let unusable = Unusable { problem, remedy: remedy.to_owned() };
+        let unusable = Unusable { problem, remedy: remedy.to_owned(), answers: true };
         return Ok(Some(Restriction { unusable, is_standby: true, concerns_all: true }));
     }
     if !row.try_get::<bool, _>("is_read_only")? {
@@ -101,6 +103,7 @@ pub(crate) async fn find_restriction(
             "transactions of {login} in database {database} may only read, because default_transaction_read_only is on"
         ),
         remedy: format!("{}, which counts for new sessions", assignment.trim_end_matches(';')),
+        answers: true,
     };
     let concerns_all =
         matches!(source.as_str(), "database" | "configuration file" | "command line" | "default");
@@ -115,6 +118,7 @@ async fn explain_unreachable(pool: &PgPool, error: sqlx::Error) -> Unusable {
         || Unusable {
             problem: "no connection within the time limit".to_owned(),
             remedy: "try again: the server answers, and other requests have used the connections".to_owned(),
+            answers: false,
         },
         Unusable::of,
     )
@@ -131,6 +135,6 @@ impl Unusable {
             }
             _ => "check that the server runs and accepts the configured user",
         };
-        Self { problem: describe(error), remedy: remedy.to_owned() }
+        Self { problem: describe(error), remedy: remedy.to_owned(), answers: false }
     }
 }

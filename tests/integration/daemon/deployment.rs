@@ -117,10 +117,28 @@ async fn every_metric_that_is_watched_or_documented_is_exported_and_the_other_wa
 fn every_alert_says_what_to_do() {
     let text = committed("deploy/prometheus/alerts.yaml");
     let alerts: Vec<&str> = text.split("      - alert: ").skip(1).collect();
-    assert_eq!(alerts.len(), 24);
+    assert_eq!(alerts.len(), 25);
     for alert in alerts {
         for part in ["expr: ", "severity: ", "summary: ", "description: "] {
             assert!(alert.contains(part), "{part}\n{alert}");
+        }
+    }
+}
+
+/// A Prometheus may scrape the daemons of several stores: what is right with one says nothing of the other.
+#[test]
+fn no_alert_mixes_stores() {
+    let text = committed("deploy/prometheus/alerts.yaml");
+    for alert in text.split("      - alert: ").skip(1) {
+        let expression = alert.split("expr: ").nth(1).unwrap().split("        labels: ").next().unwrap();
+        for aggregation in ["max", "min", "sum", "count"] {
+            for (at, _) in expression.match_indices(&format!("{aggregation} ")) {
+                assert!(expression[at..].starts_with(&format!("{aggregation} by (job")), "{alert}");
+            }
+            assert!(!expression.contains(&format!("{aggregation}(")), "{alert}");
+        }
+        for matching in expression.split("on (").skip(1) {
+            assert!(matching.starts_with("job)"), "{alert}");
         }
     }
 }

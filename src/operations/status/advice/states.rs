@@ -192,7 +192,7 @@ fn of_unusable_database(
     status: &ProcessorStatus,
     Surroundings { unusable, .. }: Surroundings<'_>,
 ) -> Option<Advice> {
-    let Unusable { problem, remedy } = unusable?;
+    let Unusable { problem, remedy, .. } = unusable?;
     let topic = if status.state == ProcessorState::Standby { Topic::Standby } else { Topic::Stopped };
     let told = format!("No daemon can run {}: {problem}.", status.name);
     let remedy = format!("Correct this: {remedy}. Daemons that run then go on by themselves.");
