@@ -125,6 +125,7 @@ fn remedy_of(error: &OperatorError) -> Option<Cow<'static, str>> {
         OperatorError::NotADeadLetter { name, .. } => {
             return Some(format!("GET /api/v1/processors/{name}/dead-letters lists them").into());
         }
+        OperatorError::NoEffects { .. } => "send it without `repeat_effects`",
         OperatorError::NotPending { .. } => "GET /api/v1/emissions lists them",
         OperatorError::OutOfOrder { first, .. } => {
             return Some(format!("retry event {first}; the others follow").into());

@@ -208,7 +208,8 @@ fn parse_set_aside(headers: &HeaderMap, body: &[u8]) -> Result<Option<Position>,
 }
 
 fn parse_reset(headers: &HeaderMap, body: &[u8]) -> Result<ResetBody, ApiError> {
-    let remedy = "send {}, {\"to\": POSITION} with a position from 0, or {\"at\": \"2026-01-31T12:00:00Z\"}";
+    let remedy = "send {}, {\"to\": POSITION} with a position from 0, or {\"at\": \"2026-01-31T12:00:00Z\"}; \
+                  each may have {\"repeat_effects\": true}, and the first one {\"cascade\": true}";
     let refuse = |error: String| ApiError::new(StatusCode::BAD_REQUEST, error, remedy);
     let reset: ResetBody = parse_body(headers, body, remedy)?;
     if reset.to.is_some() && reset.at.is_some() {

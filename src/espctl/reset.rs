@@ -120,6 +120,7 @@ async fn reset_one(
     operator: &Operator<'_>,
 ) -> anyhow::Result<Option<Done>> {
     let row = operator.find(name).await?;
+    operator.require_effects(&row.name, effects_of(arguments))?;
     let to = operator.destination(row.position, arguments.to, arguments.at).await?;
     let because = match to {
         Destination::Start if !arguments.in_place => {
@@ -134,6 +135,10 @@ async fn reset_one(
         return reset_beside(&row, arguments, operator).await;
     }
     reset_in_place(&row, to, because, arguments, operator).await
+}
+
+fn effects_of(arguments: &ResetArguments) -> ReplayEffects {
+    if arguments.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress }
 }
 
 /// Why a projector is reset in place whose handlers may do something outside of the database, if that is to be done again.
@@ -193,7 +198,7 @@ async fn reset_in_place(
     arguments: &ResetArguments,
     operator: &Operator<'_>,
 ) -> anyhow::Result<Option<Done>> {
-    let effects = if arguments.repeat_effects { ReplayEffects::Repeat } else { ReplayEffects::Suppress };
+    let effects = effects_of(arguments);
     let others = if arguments.cascade { OthersObjects::Drop } else { OthersObjects::Keep };
     let patience = LockPatience { limit: arguments.wait, tell: &note };
     if let Some(because) = &in_place_because {

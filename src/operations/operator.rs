@@ -112,6 +112,15 @@ pub(crate) enum OperatorError {
         /// The last id of the store.
         head: Position,
     },
+    /// Nothing that the processor does is an effect that could be repeated.
+    #[error(
+        "the handlers of {name} are SQL and have no effects to repeat: its rows are written again by a reset without --repeat-effects \
+         (`repeat_effects` in a request)"
+    )]
+    NoEffects {
+        /// The processor.
+        name: String,
+    },
     /// The tables cannot be created again, because the configuration does not declare the processor.
     #[error(
         "{name} is not declared: name the configuration that declares it with --config, or, if it is in Rust, run this as a command \

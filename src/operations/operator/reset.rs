@@ -8,7 +8,7 @@ use crate::event::Position;
 use crate::handlers::sql::SqlProcessor;
 use crate::operations::databases::Databases;
 use crate::postgres::{server_mark, transaction};
-use crate::processing::declaration::Handling;
+use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind};
 use crate::processing::processor::{Events, OthersObjects, ProcessorBase, Replaced};
 use crate::processing::tracker::{ReplayEffects, Reset};
 use crate::store::EventStore as _;
@@ -65,7 +65,23 @@ impl Operator<'_> {
         Ok(query.fetch_all(&self.databases.projections).await?)
     }
 
-    /// Resets a processor. `effects` matters for reactors only. Returns what has become of what others had made on the
+    /// Refuses to repeat effects of a declared projector in SQL, which has none: an operator who asks for that expects something.
+    ///
+    /// # Errors
+    /// [`OperatorError::NoEffects`].
+    pub(crate) fn require_effects(&self, name: &str, effects: ReplayEffects) -> Result<(), OperatorError> {
+        let has_none = |declared: &ProcessorDeclaration| {
+            declared.name == name
+                && declared.kind() == ProcessorKind::Projector
+                && matches!(declared.handling, Handling::Sql(_))
+        };
+        if effects == ReplayEffects::Repeat && self.declared.iter().any(has_none) {
+            return Err(OperatorError::NoEffects { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Resets a processor. `effects` matters for reactors and handlers in Rust only. Returns what has become of what others had made on the
     /// tables.
     ///
     /// # Errors
@@ -79,6 +95,7 @@ impl Operator<'_> {
         others: OthersObjects,
         patience: LockPatience<'_>,
     ) -> Result<Replaced, OperatorError> {
+        self.require_effects(name, effects)?;
         let replaced = match to {
             Destination::Start => self.start_over(name, effects, others, patience).await?,
             Destination::Position(position) => {

@@ -307,3 +307,18 @@ async fn a_table_that_somebody_has_dropped_is_told_with_its_remedy_before_an_eve
     reaches(&db.pool, "todos", last).await;
     daemon.stop().await;
 }
+
+/// Whoever asks for effects expects some.
+#[tokio::test]
+async fn a_projector_in_sql_has_no_effects_to_repeat() {
+    let (db, installation, daemon) = running().await;
+    for way in [&["--in-place"][..], &["--to", "1"], &[]] {
+        let arguments = [&["reset", "labels", "--repeat-effects", "--yes"][..], way].concat();
+        let complaint = installation.espctl(&arguments).await.complained(1);
+        assert!(complaint.contains("labels are SQL and have no effects to repeat"), "{complaint}");
+    }
+    let logged: i64 =
+        sqlx::query_scalar("select count(*) from espd.operator_log").fetch_one(&db.pool).await.unwrap();
+    assert_eq!(logged, 0);
+    daemon.stop().await;
+}
