@@ -9,12 +9,15 @@ use nix::unistd::geteuid;
 /// `--config`, the same for every program and command.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgument {
-    /// Configuration file; without it, espd.toml in the current folder
-    // Of a container, an empty variable means that nothing was set.
-    #[arg(long, short, global = true, env = "ESPD_CONFIG", value_name = "FILE",
+    /// Configuration file; without it, that of the variable ESPD_CONFIG, then espd.toml in the current folder
+    // The variable is read below: clap would take it for a part of the command line, and have its usage show it.
+    #[arg(long, short, global = true, value_name = "FILE",
           value_parser = clap::builder::OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
 }
+
+/// The variable that names the file where the command line does not.
+const VARIABLE: &str = "ESPD_CONFIG";
 
 /// The file that is read from the current folder when none is named.
 const USUAL_FILE: &str = "espd.toml";
@@ -22,7 +25,9 @@ const USUAL_FILE: &str = "espd.toml";
 impl ConfigArgument {
     /// The file that is named, or else `espd.toml` in the current folder, if it exists.
     pub(crate) fn file(&self) -> Option<PathBuf> {
-        let named = self.config.clone().filter(|file| !file.as_os_str().is_empty());
+        // Of a container, an empty variable means that nothing was set.
+        let of_environment = || std::env::var_os(VARIABLE).map(PathBuf::from);
+        let named = self.config.clone().or_else(of_environment).filter(|file| !file.as_os_str().is_empty());
         named.or_else(|| Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists()))
     }
 }

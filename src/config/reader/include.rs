@@ -59,6 +59,13 @@ fn find_file(value: &Value<'_>, including: &Path, file: PathBuf) -> Vec<PathBuf>
     match file.metadata() {
         Ok(data) if data.is_file() => return vec![file],
         Err(error) if !is_absence(&error) => report_unreadable(value, &file, &error),
+        Ok(data) if data.is_dir() => {
+            let advice = format!(
+                "name the files in it: {:?}",
+                format!("{}/*.toml", value.text().unwrap_or_default().trim_end_matches('/'))
+            );
+            value.location.report(format!("{} is a folder", file.display()), advice);
+        }
         _ => value.location.report(
             format!("there is no file {}", file.display()),
             "name an existing file, or write a pattern with `*`, which may match nothing",

@@ -72,9 +72,23 @@ impl RunnerSection {
     }
 }
 
+/// A batch that has grown is not smaller than one that has not.
+fn refuse_shrinking_batches(section: &Section<'_>, size: i64) {
+    if let (Some(written), Some(size_max)) =
+        (section.value("batch_size_max"), section.integer("batch_size_max"))
+        && size_max < size
+    {
+        written.location.report(
+            format!("`batch_size_max` is less than `batch_size`, which is {size}"),
+            "write a `batch_size` that is at most that: batches begin with it",
+        );
+    }
+}
+
 /// The bounds of a batch, as `[runner]`, `[projector]` and `[reactor]` have them.
 pub(crate) fn read_batch_limits(section: &Section<'_>, default: BatchLimits) -> BatchLimits {
     let size = section.integer("batch_size");
+    refuse_shrinking_batches(section, size.unwrap_or(default.size));
     // Who sets a size has said how large a batch may be, whatever becomes of it.
     let size_max = section.integer("batch_size_max").or(size);
     let (bytes, span) = (section.size("batch_bytes"), section.integer("batch_span"));

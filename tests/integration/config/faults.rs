@@ -327,3 +327,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_folder_is_called_one() {
+    let folder = Folder::new(&[("espd.toml", "include = ['p']\n"), ("p/a.toml", "")]);
+    let faults = folder.load().unwrap_err();
+    let [fault] = faults.diagnostics() else { panic!("not one fault:\n{faults}") };
+    assert!(fault.message.ends_with("p is a folder"), "{fault:?}");
+    assert!(fault.advice.as_ref().unwrap().contains("\"p/*.toml\""), "{fault:?}");
+}
+
+#[test]
+fn batches_do_not_grow_to_less_than_they_begin_with() {
+    for text in [
+        "[runner]\nbatch_size_max = 10\n".to_owned(),
+        "[runner]\nbatch_size = 1000\nbatch_size_max = 999\n".to_owned(),
+        format!("[runner]\nbatch_size = 50\n{}", projector("batch_size_max = 49")),
+    ] {
+        assert!(fault(&text).2.starts_with("`batch_size_max` is less than `batch_size`"), "{text}");
+    }
+    load("[runner]\nbatch_size = 10\nbatch_size_max = 10\n").unwrap();
+}
