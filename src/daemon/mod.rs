@@ -94,6 +94,13 @@ struct WorkerArguments {
     supervised: bool,
 }
 
+impl WorkerArguments {
+    /// The name of a worker that a daemon has started.
+    fn supervised_name(&self) -> Option<String> {
+        self.supervised.then(|| self.name.clone())
+    }
+}
+
 /// The command line of espd, for manual pages and completions.
 pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
@@ -103,14 +110,19 @@ pub fn command() -> clap::Command {
 pub fn main() -> std::process::ExitCode {
     let Cli { config, command } = Cli::parse();
     let registry = Arc::new(Registry::default());
-    conclude(descriptors::require().map_err(Into::into).and_then(|()| run(&config, command, registry)))
+    let worker = match &command {
+        Some(Command::Worker(arguments)) => arguments.supervised_name(),
+        _ => None,
+    };
+    let ended = descriptors::require().map_err(Into::into).and_then(|()| run(&config, command, registry));
+    conclude(ended, worker.as_deref())
 }
 
-/// The exit code that belongs to the end of the daemon, which is reported.
-fn conclude(ended: anyhow::Result<()>) -> std::process::ExitCode {
+/// The exit code that belongs to the end of the daemon, or of a `worker` of this name, which is reported.
+fn conclude(ended: anyhow::Result<()>, worker: Option<&str>) -> std::process::ExitCode {
     let (code, complaint) = outcome::conclude(ended);
     if let Some(complaint) = complaint {
-        telemetry::report_end(&complaint);
+        telemetry::report_end(&complaint, worker);
     }
     telemetry::finish();
     code.into()

@@ -60,13 +60,16 @@ pub(super) fn main(registry: Registry) -> std::process::ExitCode {
     let matches = command_line.clone().get_matches();
     let Cli { config, command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let registry = Arc::new(registry);
-    let daemon = |work: &dyn Fn() -> anyhow::Result<()>| {
-        conclude(descriptors::require().map_err(Into::into).and_then(|()| work()))
+    let daemon = |work: &dyn Fn() -> anyhow::Result<()>, worker: Option<&str>| {
+        conclude(descriptors::require().map_err(Into::into).and_then(|()| work()), worker)
     };
     match command.unwrap_or(Command::Run) {
-        Command::Run => daemon(&|| run_daemon(&config, Arc::clone(&registry))),
-        Command::Probe { question } => daemon(&|| probe::run(&load(&config, &registry)?, question)),
-        Command::Worker(arguments) => daemon(&|| run_worker(&config, &arguments, Arc::clone(&registry))),
+        Command::Run => daemon(&|| run_daemon(&config, Arc::clone(&registry)), None),
+        Command::Probe { question } => daemon(&|| probe::run(&load(&config, &registry)?, question), None),
+        Command::Worker(arguments) => {
+            let run = || run_worker(&config, &arguments, Arc::clone(&registry));
+            daemon(&run, arguments.supervised_name().as_deref())
+        }
         Command::Operate(command) => {
             let load = || load_for_tool(&config, &registry);
             espctl::execute(

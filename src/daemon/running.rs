@@ -73,7 +73,9 @@ pub(super) async fn run(
     if let Some(server) = server {
         server.stop().await;
     }
-    info!("espd has stopped");
+    if outcome.is_ok() {
+        info!("espd has stopped");
+    }
     outcome
 }
 

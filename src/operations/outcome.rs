@@ -29,8 +29,8 @@ fn remedy(error: &anyhow::Error) -> &'static str {
              set (`alter role … reset default_transaction_read_only`, `alter database …`, postgresql.conf, or the URL's `options`)"
         }
         Some(INSUFFICIENT_PRIVILEGE) => {
-            "\nremedy: docs/roles.md says which role is for which command, and what has to belong to it. `espctl roles` prints \
-             the SQL that grants the rest; run it again after each `espctl migrate`"
+            "\nremedy: docs/roles.md says which role is for which command, and what has to belong to it: run this as a login of that role. \
+             `espctl roles` prints the SQL that grants each role what it may; run it again after each `espctl migrate`, which is for the owner of the schema"
         }
         _ => "",
     }

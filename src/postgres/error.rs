@@ -41,7 +41,7 @@ fn remedy(error: &sqlx::Error) -> Option<&'static str> {
         said if said.starts_with("must be owner of ") => {
             "only its owner may do that: make espd's role the owner, by `alter … owner to`"
         }
-        _ => "a right that espd's role lacks, so it has to be granted",
+        _ => "a right that this role lacks: docs/roles.md says which role has it",
     })
 }
 

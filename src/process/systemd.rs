@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -14,6 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 pub(crate) struct Systemd {
     socket: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
+    is_stopping: AtomicBool,
 }
 
 /// The environment variables that systemd sets for this process alone; its children must not see them.
@@ -39,7 +41,7 @@ impl Systemd {
         let ours = variable(VARIABLES[2]).is_none_or(for_us);
         let interval = variable(VARIABLES[1]).and_then(|microseconds| microseconds.parse().ok());
         let watchdog = interval.filter(|interval| ours && *interval > 0).map(Duration::from_micros);
-        Ok(Self { socket: Some((socket, address(&name)?)), watchdog })
+        Ok(Self { socket: Some((socket, address(&name)?)), watchdog, is_stopping: AtomicBool::new(false) })
     }
 
     /// How often [`Self::watchdog`] has to be called: twice as often as systemd demands. `None` if it demands nothing.
@@ -68,9 +70,11 @@ impl Systemd {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", Duration::from(now).as_micros()));
     }
 
-    /// Says that the daemon ends.
+    /// Says that the daemon ends, once.
     pub(crate) fn stopping(&self) {
-        self.send("STOPPING=1");
+        if !self.is_stopping.swap(true, Ordering::Relaxed) {
+            self.send("STOPPING=1");
+        }
     }
 
     /// Says that the loop that calls this is alive.

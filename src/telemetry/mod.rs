@@ -40,10 +40,14 @@ pub(crate) fn start(settings: &LogSettings) {
 static WRITES_JSON: AtomicBool = AtomicBool::new(false);
 
 /// Reports why the program ends: as a line of the log where that is JSON, so that whoever reads it understands every line; as
-/// plain text otherwise.
-pub(crate) fn report_end(complaint: &str) {
+/// plain text otherwise. `worker`: its name, if it is one of a daemon's, which goes on.
+pub(crate) fn report_end(complaint: &str, worker: Option<&str>) {
     if WRITES_JSON.load(Ordering::Relaxed) && tracing::enabled!(tracing::Level::ERROR) {
-        tracing::error!(error = complaint.strip_prefix("error: ").unwrap_or(complaint), "espd ends");
+        let error = complaint.strip_prefix("error: ").unwrap_or(complaint);
+        match worker {
+            Some(worker) => tracing::error!(worker, error, "the worker ends"),
+            None => tracing::error!(error, "espd ends"),
+        }
     } else {
         // Where it cannot be written, the exit code tells.
         let _ = writeln!(std::io::stderr(), "{complaint}");

@@ -36,7 +36,7 @@ async fn closures_are_called_in_the_worker_that_starts_and_in_the_daemon_when_it
     let ended = daemon.says("worker ended, restarting").await;
     assert_eq!(ended["status"], "exit code 71 (on_worker_start has failed)");
     assert_eq!(
-        daemon.says("espd ends").await["error"],
+        daemon.says("the worker ends").await["error"],
         "on_worker_start has failed: this worker is not to start"
     );
     let first = daemon.child("ledger", 1).await;

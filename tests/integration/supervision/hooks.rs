@@ -69,7 +69,10 @@ async fn a_start_hook_runs_in_the_worker_before_anything_else_and_may_refuse_the
     let daemon = installation.start_daemon();
     let ended = daemon.says("worker ended, restarting").await;
     assert_eq!(ended["status"], "exit code 71 (on_worker_start has failed)");
-    assert_eq!(daemon.says("espd ends").await["error"], "on_worker_start has failed: exit code 1: not yet");
+    assert_eq!(
+        daemon.says("the worker ends").await["error"],
+        "on_worker_start has failed: exit code 1: not yet"
+    );
     let first = daemon.child("notes", 1).await;
     let facts = serde_json::json!({
         "hook": "on_worker_start", "worker": "notes", "processors": ["notes"], "kinds": ["projector"], "versions": [1],
@@ -110,7 +113,7 @@ async fn a_start_hook_that_hangs_is_killed_and_the_worker_is_no_hang() {
     installation.declare_notes("notes", "");
     let last = append(&db.pool, 10).await;
     let daemon = installation.start_daemon();
-    let said = daemon.says("espd ends").await;
+    let said = daemon.says("the worker ends").await;
     assert_eq!(said["error"], "on_worker_start has failed: killed, because it took longer than 6s");
     std::fs::write(installation.path().join("go"), "").unwrap();
     reaches(&db.pool, "notes", last).await;

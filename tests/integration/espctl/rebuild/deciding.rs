@@ -483,7 +483,7 @@ async fn the_right_to_build_versions_is_named_by_doctor_plan_check_and_status_wi
     execute(&roles.db.pool, "revoke insert, update on espd.rebuilds from espd_daemon").await;
     daemon.declare("orders", &declaration(3, CHANGED.0, CHANGED.1));
     let refused = daemon.espctl(&["rebuild", "orders", "--yes"]).await.complained(1);
-    let said = "error: permission denied for table rebuilds (a right that espd's role lacks, so it has to be granted)";
+    let said = "error: permission denied for table rebuilds (a right that this role lacks: docs/roles.md says which role has it)";
     assert!(refused.contains(said), "{refused}");
 }
 
