@@ -3,9 +3,11 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::announce::{announce, summarise};
@@ -31,6 +33,9 @@ use crate::process::systemd::Systemd;
 use crate::processing::tracker::Owner;
 use crate::supervision::{Ending, Snapshot, Supervisor, SupervisorRequest};
 use crate::telemetry;
+
+/// How long it may take until the supervisor shows workers that it is asked to run.
+const SHOWING_TIME: Duration = Duration::from_secs(1);
 
 /// What follows the end of the daemon.
 #[derive(Debug)]
@@ -309,6 +314,11 @@ impl RequestLoop<'_> {
             None => info!("the schema is for this program again: the processors go on"),
         }
         self.follow_configuration().await?;
+        // The rows that say what is waited for stay until there are those of the workers.
+        if self.exclusion.borrow().reason().is_none() && !self.configured.config.processors.is_empty() {
+            let shown = self.snapshots.wait_for(|workers| !workers.is_empty());
+            let _ = timeout(SHOWING_TIME, shown).await;
+        }
         self.told.place.send_replace(self.place()?);
         Ok(())
     }
