@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use super::client::read_reply;
 use super::{OPERATE, READ, endpoint, operator_log, refused, running, settings};
 use crate::support;
-use crate::support::facts::{append, reaches};
+use crate::support::facts::{append, is_listed, reaches};
 use crate::support::program::Installation;
 
 const PAUSE: &str = "/api/v1/processors/notes/pause";
@@ -188,6 +188,7 @@ async fn without_its_section_the_endpoint_goes_on_with_the_newest_tokens() {
     reaches(&db.pool, "notes", append(&db.pool, 1).await).await;
     assert_eq!(client.get("/metrics").await.status, 200);
     client.post(PAUSE, OPERATE, "").await.json(200);
+    is_listed(&db.pool).await;
 
     let rotated = started_with.replace(OPERATE, &newer)
         + &format!("read_token = '{READ}'\nallowed_hosts = ['espd.example.org']\n");

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support;
-use crate::support::facts::{append, append_typed, reaches};
+use crate::support::facts::{append, append_typed, is_listed, reaches};
 use crate::support::program::{self, Installation};
 
 #[tokio::test]
@@ -491,6 +491,7 @@ async fn a_reload_that_would_end_every_worker_is_refused() {
     let daemon = program::Program::start(command);
     daemon.says("the environment variable RUST_LOG is passed over").await;
     reaches(&db.pool, "notes", append(&db.pool, 1).await).await;
+    is_listed(&db.pool).await;
     let file = installation.path().join("espd.toml");
     let plain = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, format!("{plain}[hooks]\non_worker_start = ['no-such-program']\n")).unwrap();

@@ -255,7 +255,7 @@ async fn start_waiting(installation: &Installation, db: &Database, arguments: &[
     let mut looks = std::collections::HashSet::new();
     eventually("looks of the wait", async || {
         let look = "select query_start::text from pg_stat_activity
-                    where application_name = 'espctl' and query like '%-- list_trackers%' order by query_start desc limit 1";
+                    where datname = current_database() and application_name = 'espctl' and query like '%-- list_trackers%' order by query_start desc limit 1";
         looks.extend(sqlx::query_scalar::<_, String>(look).fetch_optional(&db.pool).await.ok()?);
         (looks.len() > 2).then_some(())
     })

@@ -307,7 +307,7 @@ async fn tables_that_no_version_makes_are_not_taken_for_one() {
     run_by_hand(&pool, "processing", usize::MAX).await;
     execute(&pool, "alter table by_hand.trackers drop column position cascade").await;
     match schema::migrate_processing(&pool, "by_hand").await {
-        Err(SchemaError::Migrate { .. }) => {}
+        Err(SchemaError::Foreign { relation, .. }) => assert_eq!(relation, "trackers"),
         other => panic!("{other:?}"),
     }
 }

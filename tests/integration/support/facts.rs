@@ -25,6 +25,15 @@ pub async fn within<T>(time: Duration, what: &str, mut look: impl AsyncFnMut() -
     }
 }
 
+/// Waits until a daemon has written down that it runs, so that `espctl reload` finds it.
+pub async fn is_listed(pool: &PgPool) {
+    eventually("the daemon's row", async || {
+        let listed = sqlx::query_scalar::<_, bool>("select exists (select from espd.workers)");
+        listed.fetch_one(pool).await.unwrap().then_some(())
+    })
+    .await;
+}
+
 /// Appends `count` events of type `A` with `n` from 1 in their bodies, as a stranger would, and returns the last id.
 pub async fn append(pool: &PgPool, count: i64) -> i64 {
     append_typed(pool, "A", count).await
