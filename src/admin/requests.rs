@@ -207,9 +207,9 @@ impl RequestHandler {
             let statuses = self.statuses(None).await.ok()?;
             Some((statuses, self.backlog().await.ok()))
         };
-        let excluded = timeout(METRICS_TIME, self.is_excluded());
+        let excluded = timeout(METRICS_TIME, Box::pin(self.is_excluded()));
         let (read, is_usable, is_excluded) =
-            tokio::join!(timeout(METRICS_TIME, read), self.is_usable(), excluded);
+            tokio::join!(timeout(METRICS_TIME, Box::pin(read)), Box::pin(self.is_usable()), excluded);
         let (statuses, backlog) = read.ok().flatten().unzip();
         let snapshots = self.workers().map(|workers| workers.snapshots.borrow().clone()).unwrap_or_default();
         let text =

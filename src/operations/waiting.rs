@@ -110,7 +110,7 @@ impl<'w> Waiting<'w> {
     ) -> Result<(), WaitError> {
         let (mut left, mut clock) = (self.names.clone(), Clock::of(timeout));
         loop {
-            match clock.look(self.look_at(wanted, &left)).await {
+            match clock.look(Box::pin(self.look_at(wanted, &left))).await {
                 Ok(rows) => {
                     left.retain(|name| match self.slowest(name, &rows).map(|row| row.position) {
                         Some(position) if position >= wanted => {

@@ -48,7 +48,7 @@ impl Waiting<'_> {
     pub(crate) async fn until_idle(&self, timeout: Duration) -> Result<Idle, WaitError> {
         let mut clock = Clock::of(timeout);
         loop {
-            match clock.look(self.look_whether_idle(&clock)).await {
+            match clock.look(Box::pin(self.look_whether_idle(&clock))).await {
                 Ok(Some(idle)) => return Ok(idle),
                 Ok(None) => {}
                 Err(error) => self.endure(error, &self.names, &clock)?,
