@@ -138,6 +138,7 @@ fn show_pid(holder: &HeldBy) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::examples::live;
     use super::*;
 
     fn holder(pid: i32, application_name: &str, seconds: f64) -> HeldBy {
@@ -156,7 +157,7 @@ mod tests {
     fn a_holder_and_what_to_do_about_it_are_two_sentences() {
         let held_by = vec![HeldBy { prepared: Some("nightly".to_owned()), ..holder(0, "", 62.0) }];
         let wait = LockWait { relation: None, seconds: 1.0, held_by };
-        let status = ProcessorStatus { lock_wait: Some(wait), ..super::super::super::examples::live() };
+        let status = ProcessorStatus { lock_wait: Some(wait), ..live("orders") };
         let advice = of_lock(&status, Utc::now()).unwrap();
         assert!(advice.problem.ends_with("1m 2s old."), "{}", advice.problem);
         assert!(
