@@ -32,11 +32,12 @@ impl HiddenTexts {
 
     /// Returns an excerpt without them. Where it was cut, which ` …` shows, or ends, what may be the beginning of one is hidden as well.
     pub(crate) fn conceal_excerpt(&self, excerpt: &str) -> String {
-        let shown = self.conceal(excerpt);
-        match shown.rsplit_once(CUT) {
+        // The end first: of two that begin alike, the shorter one would be found in the beginning of the longer one.
+        let excerpt = match excerpt.rsplit_once(CUT) {
             Some((before, after)) => format!("{}{CUT}{after}", self.conceal_end(before)),
-            None => self.conceal_end(&shown),
-        }
+            None => self.conceal_end(excerpt),
+        };
+        self.conceal(&excerpt)
     }
 
     /// The text, without an end that is the beginning of one of them.
