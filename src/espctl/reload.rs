@@ -38,8 +38,13 @@ pub(crate) async fn run(arguments: Arguments, config: &Config, databases: &Datab
     let operator = Operator { databases, declared: &config.processors, name: &me, native: None };
     let mut requests = operator.request_reload().await?;
     let patience = Instant::now() + SILENCE_MAX.min(arguments.timeout);
-    while requests.is_empty() && operator.may_have_daemon().await? && Instant::now() < patience {
-        tokio::time::sleep(INTERVAL).await;
+    let mut may_come = true;
+    while requests.is_empty() && may_come && Instant::now() < patience {
+        // It is asked once more afterwards: one that wakes in between is silent no longer.
+        may_come = operator.may_have_daemon().await?;
+        if may_come {
+            tokio::time::sleep(INTERVAL).await;
+        }
         requests = operator.request_reload().await?;
     }
     if requests.is_empty() {

@@ -335,7 +335,9 @@ async fn what_projections_name_and_the_database_does_not_know_is_refused_by_chec
     }
     let known =
         "[projections]\nsearch_path = ['public', 'extensions']\nsettings = { TimeZone = 'Europe/Berlin' }\n";
-    Installation::new(&db.url, known).espctl(&["check"]).await.printed();
+    let installation = Installation::new(&db.url, known);
+    installation.declare_notes("notes", "");
+    installation.espctl(&["check"]).await.printed();
 }
 
 #[tokio::test]

@@ -570,6 +570,7 @@ async fn roles_and_doctor_know_the_store() {
 async fn an_event_without_a_uuid_is_a_fault_of_the_store() {
     let framework = Framework::create().await;
     let installation = Installation::new(&framework.db.url, SETTINGS);
+    installation.declare_notes("notes", "");
     installation.espctl(&["migrate"]).await.printed();
     framework.run("alter table public.events alter column uuid drop not null").await;
     installation.espctl(&["check"]).await.printed();

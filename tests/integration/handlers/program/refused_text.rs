@@ -87,7 +87,7 @@ async fn types_keys_and_bodies_that_cannot_be_kept_are_failures_of_their_event()
         (emit("'cancel': 'k\\0'"), "NUL"),
         (
             emit("'emit': 'E', 'aggregate_id': aggregate, 'body': 'b\\0', 'after': 9"),
-            "the E that it emits contains a NUL",
+            "the E that it emits is refused: it contains a NUL character",
         ),
         (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': '\\ud800', 'after': 9"), ""),
         (emit("'emit': 'E', 'aggregate_id': aggregate, 'body': '\\ud800'"), ""),
