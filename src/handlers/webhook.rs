@@ -194,8 +194,9 @@ impl Webhook {
         if let Some(outage) = (!has_progressed).then(|| queue.take_outage()).flatten() {
             return Err(outage);
         }
-        // If no more can be read, calling again does not help before something is done.
-        let is_full = self.is_stuck || queue.room(request.limits) == 0;
+        // If no more can be read, calling again does not help before something is done. Once all is done that came before an event
+        // that cannot be read, the next call tells of it.
+        let is_full = self.is_stuck && !queue.is_empty() || queue.room(request.limits) == 0;
         let seen = if is_full { request.upto() } else { queue.seen() };
         let under_way = queue.is_busy() || seen < request.upto();
         // Before the reactor stops, everything that it knows is committed.
