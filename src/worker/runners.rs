@@ -114,7 +114,10 @@ impl Crew {
 
     /// Fails where a newer espd has declared the tables to be not for this program.
     async fn require_schema(&mut self) -> Result<(), SchemaError> {
-        self.guard.find().await.map_or(Ok(()), Err)
+        let excluded = self.guard.find().await;
+        // Where a daemon looks from now on, nobody needs the connection.
+        self.guard.close();
+        excluded.map_or(Ok(()), Err)
     }
 
     /// As [`Self::run`], where no daemon looks whether this program may go on with the tables. Once it may not, all end after the

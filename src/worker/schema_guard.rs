@@ -71,6 +71,11 @@ impl SchemaGuard {
         None
     }
 
+    /// Closes its connections until the next look.
+    pub(super) fn close(&mut self) {
+        self.places.iter_mut().for_each(|place| place.connection = None);
+    }
+
     /// Returns once something excludes this program.
     pub(super) async fn excluded(&mut self) -> SchemaError {
         loop {
