@@ -27,7 +27,7 @@ pub use batch::Delivery;
 pub(crate) use tables::{
     Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, describe_missing, drop_tables,
     find_foreign_table, find_made, find_missing, fingerprint, foresee_fit, forget_planned_dependents,
-    is_unlogged, list_dependents_on, list_missing, list_planned_dependents, note_made, observe,
+    is_only_looked_at, list_dependents_on, list_missing, list_planned_dependents, note_made, observe,
     observe_planned, observe_with, were_made_from_other,
 };
 

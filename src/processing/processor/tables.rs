@@ -86,6 +86,17 @@ impl<'a> Tables<'a> {
 
     /// Makes the tables, runs the extra DDL and records both in the caller's transaction.
     pub(crate) async fn create(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+        let is_unpublished =
+            is_only_looked_at(&self.declaration.name) && is_published(&mut *connection).await?;
+        self.make(connection, is_unpublished).await
+    }
+
+    /// Makes everything in a transaction that the caller rolls back.
+    pub(crate) async fn try_out(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+        self.make(connection, false).await
+    }
+
+    async fn make(&self, connection: &mut PgConnection, is_unpublished: bool) -> Result<(), ProcessorError> {
         self.enter_scope(connection).await?;
         let before = self.list_touched(connection).await?;
         for table in &self.declaration.tables {
@@ -96,7 +107,6 @@ impl<'a> Tables<'a> {
                 sqlx::raw_sql(AssertSqlSafe(comment)).execute(&mut *connection).await?;
             }
         }
-        let is_unpublished = is_unlogged(&self.declaration.name);
         let refers = |ddl: &SourceText| ddl.text.to_lowercase().contains("references");
         // Before the rows of its DDL, unless that makes tables which refer to these: a logged one cannot refer to one that is not.
         if is_unpublished && !self.declaration.ddl.iter().any(refers) {
@@ -207,8 +217,15 @@ async fn run_behind_savepoint(connection: &mut PgConnection, statements: String)
 }
 
 /// Whether a processor is a version that is built to be looked at, and removed then: nothing of it need survive a crash.
-pub(crate) fn is_unlogged(name: &str) -> bool {
+pub(crate) fn is_only_looked_at(name: &str) -> bool {
     ["$dry", "$check", "$part"].iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// Whether new tables are published. Only then are those that go again unlogged: where a transaction that makes such a table is rolled
+/// back, and the server crashes in the same moment, PostgreSQL 15 does not start any more ("could not create file: File exists").
+async fn is_published(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let statement = "select exists (select from pg_catalog.pg_publication as p where p.puballtables)";
+    sqlx::query_scalar(statement).persistent(false).fetch_one(connection).await
 }
 
 /// Drops every table that is recorded as a processor's, with what depends on it. Returns what that was: what others have

@@ -11,7 +11,7 @@ use crate::postgres::lexer;
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::{ProcessorDeclaration, SourceText};
-use crate::processing::processor::{Dropped, ProcessorBase, ProcessorError, is_unlogged, observe};
+use crate::processing::processor::{Dropped, ProcessorBase, ProcessorError, is_only_looked_at, observe};
 use crate::processing::tracker::{ProcessorKey, Trackers};
 
 /// What is in a schema and moves by a statement of its own. Parts of tables move with them. `own_name` is the name without the
@@ -113,7 +113,7 @@ pub(crate) async fn create(
     let schema = quote_identifier(&base.schema);
     let serving = list_owned(&mut transaction, &schema, &live.name).await?;
     let before = observe(&mut transaction, &schema, &live.name).await?;
-    base.tables().create(&mut transaction).await?;
+    base.tables().try_out(&mut transaction).await?;
     let after = observe(&mut transaction, &schema, &live.name).await?;
     if list_owned(&mut transaction, &schema, &live.name).await? != serving {
         return Err(ProcessorError::Blocked(format!(
@@ -123,7 +123,7 @@ pub(crate) async fn create(
     }
     refuse_ddl_beyond(&mut transaction, (live, live_schema), (&before, &after), &outside).await?;
     // What is only looked at need not be able to go live.
-    if !is_unlogged(base.name()) {
+    if !is_only_looked_at(base.name()) {
         refuse_unmovable(&mut transaction, &live.name, building_in).await?;
         let taken = find_taken(&mut transaction, &schema, building_in, (live, live_schema), &before).await?;
         refuse_taken(&live.name, &taken)?;
