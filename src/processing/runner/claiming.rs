@@ -183,7 +183,7 @@ impl Runner {
         waiting.superseded = false;
         if let Some(backend) = current_owner.frozen_backend {
             waiting.complained |= !self.end_frozen(connection, backend, waiting.complained).await?;
-        } else if !current_owner.ours && !waiting.announced {
+        } else if !current_owner.ours && current_owner.label.is_some() && !waiting.announced {
             info!(
                 processor = self.name,
                 owner = current_owner.label,

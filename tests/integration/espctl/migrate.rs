@@ -142,6 +142,9 @@ async fn a_newer_schema_that_excludes_this_program_is_refused_with_a_remedy_that
     let daemon = installation.start_daemon();
     let client = endpoint(&daemon).await;
     eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    // A worker that is excluded while it starts fails.
+    let claimed = || daemon.logged("claimed");
+    eventually("both are claimed", async || (claimed().len() == 2).then_some(())).await;
     execute(&db.pool, newer("greatest(9999, max(version))")).await;
 
     let checks = client.get("/readyz").await.json(503)["checks"]["schema"].clone();

@@ -42,7 +42,7 @@ async fn a_few_kills_at_any_moment_leave_one_complete_version_and_nothing_behind
 
 #[tokio::test]
 #[ignore = "takes minutes"]
-async fn hundreds_of_kills_for_long_leave_one_complete_version_and_nothing_behind() {
+async fn hundreds_of_kills_leave_one_complete_version_and_nothing_behind_many_minutes_long() {
     Campaign::run(LONG, 2).await;
 }
 

@@ -206,7 +206,7 @@ async fn whatever_is_declared_and_whatever_happens_a_fold_is_the_loop() {
 
 #[tokio::test]
 #[ignore = "takes minutes"]
-async fn whatever_is_declared_and_whatever_happens_a_fold_is_the_loop_for_long() {
+async fn whatever_is_declared_and_whatever_happens_a_fold_is_the_loop_many_minutes_long() {
     for seed in 100..112 {
         explore(seed, 60, 15).await;
     }

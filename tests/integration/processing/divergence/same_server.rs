@@ -94,7 +94,8 @@ async fn a_webhook_that_is_set_back_sends_the_events_that_have_come_instead() {
     reaches(&db.pool, "hook", 1).await;
     let beyond = "select event_id from espd.deliveries where is_done order by 1";
     eventually("the later ones", async || (numbers(&db.pool, beyond).await == [3, 4]).then_some(())).await;
-    execute(&db.pool, "truncate espd.events restart identity").await;
+    // `truncate` would meet the daemon's looks in a deadlock now and then.
+    execute(&db.pool, "delete from espd.events; select setval('espd.events_id_seq', 1, false)").await;
     let status = diverges(&installation, "hook").await;
     assert_eq!(status["diverged"]["last_common"], 0, "{status}");
     let new = "insert into espd.events (aggregate_id, type, version, body)
