@@ -7,8 +7,10 @@
 //! The handlers' text is copied verbatim and starts on a line of its own. That is how a line of the
 //! function is traced back to a line of the file that it was written in.
 
+mod columns;
 mod dispatch;
 
+use columns::used_columns;
 use dispatch::Dispatch;
 
 use crate::diagnostic::{DatabaseAnswer, Diagnostic};
@@ -335,6 +337,7 @@ fn fill_source(
         (true, false) => "layered",
     });
     template.conditions.push("stored");
+    template.values.push(("used", used_columns(projector)));
     template.values.push(("source", source.to_owned()));
     template.values.push(("events_table", table.to_owned()));
     template.values.push(("attachments", attachments(table)));

@@ -51,7 +51,9 @@ declare
   --{{end}}
   -- Which of the handlers is for the event.
   espd_handler integer;
-  -- The event at hand, whatever a handler does to its record.
+  -- Whether the event is being handled, and not the next one read.
+  espd_at_work boolean;
+  -- The event that has failed.
   espd_id bigint;
   -- Events up to here were handled before a reset.
   espd_silent_until bigint;
@@ -64,7 +66,6 @@ declare
   espd_partitions bigint[];
   espd_diverged boolean := false;
   -- The event that was handled last.
-  espd_uuid uuid;
   espd_last_id bigint;
   espd_last_uuid uuid;
   espd_bytes bigint;
@@ -161,6 +162,7 @@ begin
     espd_position := espd_upto;
     espd_handled := 0;
     espd_bytes := 0;
+    espd_at_work := false;
     espd_id := null;
     espd_last_id := null;
     --{{if layered}}
@@ -179,27 +181,26 @@ begin
         where e.id <= espd_upto order by e.id
         --{{end}}
         --{{if table}}
-        select {{columns}} from {{source}} as e
+        select {{used}} from {{source}} as e
         where e.id > espd_after and e.id <= espd_upto{{of_types}}
         order by e.id limit espd_limit
         --{{end}}
         --{{if limited}}
         -- The rows are cut off before anything is computed of them: a body that cannot be read must not be an error of the
         -- events before it, and reading one takes longer than finding it.
-        select {{columns}} from {{before_table}}(
+        select {{used}} from {{before_table}}(
           select e.* from {{table}} as e
           where e.id > espd_after and e.id <= espd_upto{{of_stored_types}}
           order by e.id limit espd_limit) as stored{{behind_table}} as e
         order by e.id
         --{{end}}
         --{{if layered}}
-        select {{columns}} from {{source}} as e
+        select {{used}} from {{source}} as e
         where e.id > espd_after and e.id <= espd_position{{of_types}}
         order by e.id
         --{{end}}
       loop
-        espd_id := event.id;
-        espd_uuid := event.uuid;
+        espd_at_work := true;
         --{{if guarded}}
         espd_event := event;
         --{{end}}
@@ -226,26 +227,33 @@ begin
         set constraints all deferred;
         --{{end}}
         end if;
+        espd_at_work := false;
         espd_handled := espd_handled + 1;
-        espd_last_id := espd_id;
-        espd_last_uuid := espd_uuid;
         espd_bytes := espd_bytes + pg_column_size(event.body);
-        if espd_handled >= espd_limit or espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
-          espd_position := espd_id;
+        if espd_bytes >= espd_bytes_max or clock_timestamp() >= espd_deadline then
+          espd_position := event.id;
           exit;
         end if;
-        espd_id := null;
       end loop;
+      -- Once for the batch, because assignments for each event cost time: the record is still that of the last one.
+      if espd_handled > 0 then
+        espd_last_id := event.id;
+        espd_last_uuid := event.uuid;
+        if espd_handled >= espd_limit then
+          espd_position := espd_last_id;
+        end if;
+      end if;
       exit;
     exception when others or assert_failure then
       get stacked diagnostics
         espd_state = returned_sqlstate, espd_message = message_text, espd_detail = pg_exception_detail,
         espd_hint = pg_exception_hint, espd_context = pg_exception_context;
-      --{{if guarded}}
-      if espd_id is not null then
+      if espd_at_work then
+        --{{if guarded}}
         event := espd_event;
+        --{{end}}
+        espd_id := event.id;
       end if;
-      --{{end}}
       --{{if unreadable}}
       -- No handler has failed, so an event could not be read: its JSON is one that `jsonb` refuses, such as a zero
       -- character, or an upcast fails. This finds the first such event, whatever the plan has met first: ever more of the events
@@ -258,7 +266,7 @@ begin
           espd_probe := case when espd_id is null then least(espd_readable + espd_step, espd_position)
             else (espd_readable + espd_id) / 2 end;
           begin
-            perform sum(pg_column_size(row({{columns}}))) from {{source}} as e
+            perform sum(pg_column_size(row({{used}}))) from {{source}} as e
               where e.id > espd_readable and e.id <= espd_probe{{of_types}};
             espd_readable := espd_probe;
             espd_step := espd_step * 2;

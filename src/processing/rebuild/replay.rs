@@ -36,7 +36,11 @@ const LIMITS: BatchLimits = BatchLimits {
 /// No batch is made smaller than this many events, and shorter than this time, so that others wait less: a transaction has its cost.
 const LEAST: (i64, Duration) = (1_000, Duration::from_millis(100));
 
-/// Likewise where events leave the database: they are in memory while they are handled.
+/// The longest batch of statements for each event: a row that they change again and again leaves its former states behind until the
+/// commit, which have to be looked through.
+const STATEMENTS_TIME: Duration = Duration::from_millis(100);
+
+/// As [`LIMITS`], where events leave the database: they are in memory while they are handled.
 const LIMITS_OUTSIDE: BatchLimits = BatchLimits { size: 50_000, size_max: 50_000, bytes: 16 << 20, ..LIMITS };
 
 /// The longest pause before a failing event is tried again: the whole build waits for it.
@@ -213,7 +217,10 @@ impl Replay {
             self.replaying_until = upto;
         }
         let work = Work::Batch { upto, rate: 0.0 };
-        let limits = limit_to(&self.limits, fraction);
+        let mut limits = limit_to(&self.limits, fraction);
+        if !self.processor.folds() && matches!(self.processor.base().declaration.handling, Handling::Sql(_)) {
+            limits.time = limits.time.min(STATEMENTS_TIME);
+        }
         let request = BatchRequest {
             claim: &self.claim,
             work,

@@ -6,11 +6,11 @@ use sqlx::PgConnection;
 use tracing::{debug, warn};
 
 use crate::event::Position;
-use crate::processing::declaration::BatchLimits;
+use crate::processing::declaration::{BatchLimits, Handling};
 use crate::processing::failure::Failure;
 use crate::processing::processor::{BatchRequest, Outcome, ProcessorError, Work};
 use crate::processing::runner::decision::{Attempt, decide, decide_failure, doubt_session};
-use crate::processing::runner::growth::{Growth, Shown};
+use crate::processing::runner::growth::{Growth, Shown, Way};
 use crate::processing::runner::keepalive::KeepAlive;
 use crate::processing::runner::phase::{Following, Phase};
 use crate::processing::runner::session::in_time;
@@ -181,13 +181,22 @@ impl Runner {
 
     /// Has the next batch be larger or smaller than one that was committed without a failure.
     fn grow(&mut self, size: i64, handled: i64, took: Duration) {
-        let (settled, folds) = (self.subscription.settled(), self.processor.folds());
+        let (settled, way) = (self.subscription.settled(), self.way());
         let Phase::Following(following) = &self.phase else { return };
         let behind = settled.get() - following.seen().get();
-        let shown = Shown { size, handled, behind, took, is_cut: !following.sparse, folds };
+        let shown = Shown { size, handled, behind, took, is_cut: !following.sparse, way };
         let growth = following.growth.after(shown, &self.grown_limits(following));
         if let Some(following) = self.phase.following_mut() {
             following.growth = growth;
+        }
+    }
+
+    /// How the events of a batch are handled, as far as is known before.
+    fn way(&self) -> Way {
+        match self.processor.base().declaration.handling {
+            _ if self.processor.folds() => Way::Folded,
+            Handling::Sql(_) => Way::Statements,
+            _ => Way::Outside,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The handlers as they stand in the function, so that each event meets its own, in the order of the declaration.
 //!
-//! A few handlers stand behind one another, each with a condition. Of many, an event looks up which are its own, and each of
+//! A few handlers stand behind one another, each with a condition, which is not asked any more once one has held if no event is for
+//! two of them. Of many, an event looks up which are its own, and each of
 //! those is found by halving: the number of conditions that an event meets hardly grows with the handlers.
 //!
 //! An event of many handlers costs more all the same. Each statement has a plan of its own, and where hundreds take turns,
@@ -85,19 +86,28 @@ impl<'h> Dispatch<'h> {
     }
 
     fn write_sequence(&mut self) {
+        let is_chain = self.is_chain();
         for index in 0..self.handlers.len() {
-            self.open(index);
+            self.open(index, if is_chain && index > 0 { "elsif" } else { "if" });
             self.write_body(index);
-            self.close(index);
+            if !is_chain || index + 1 == self.handlers.len() {
+                self.close(index);
+            }
         }
     }
 
-    fn open(&mut self, index: usize) {
+    /// Whether each event is for one handler at most, whatever a handler does to its record.
+    fn is_chain(&self) -> bool {
+        let (routes, others) = routes(self.handlers);
+        !self.may_change_event() && others.is_empty() && routes.values().all(|route| route.len() == 1)
+    }
+
+    fn open(&mut self, index: usize, asks: &str) {
         match &self.handlers[index].events {
             HandledEvents::All => self.text.push_str("        begin\n"),
             HandledEvents::Types(types) => {
                 // Writing to a String cannot fail.
-                let _ = writeln!(self.text, "        if event.type in ({}) then", literals(types));
+                let _ = writeln!(self.text, "        {asks} event.type in ({}) then", literals(types));
             }
         }
     }
