@@ -270,17 +270,14 @@ fn write_function(
     let used = used_columns(declaration, recognised);
     let others = declaration.handlers().iter().zip(recognised).filter(|(_, found)| found.is_err());
     let others: Vec<&str> = others.filter_map(|(handler, _)| handler.events.types()).flatten().collect();
-    let (source, table, events) = match source {
-        EventSource::Table { source, table, may_be_unreadable, .. } => {
-            (source, table, events_of(declaration, source, may_be_unreadable))
-        }
-        EventSource::Arguments => ("", "", String::new()),
+    let events_read = read_events(declaration, source, &used);
+    let (source, table) = match source {
+        EventSource::Table { source, table, .. } => (source, table),
+        EventSource::Arguments => ("", ""),
     };
     let written = tables.values().map(|table| (table, ops_of(declaration, recognised, &table.name)));
     let written: Vec<(&Table, Vec<Op>)> = written.filter(|(_, ops)| !ops.is_empty()).collect();
     let (mut ctes, mut doubts, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
-    let events_read =
-        format!("select {used} from {source} as e where {events}\n      order by e.id limit $7");
     let single = match written.as_slice() {
         [(table, ops)] if others.is_empty() => write::write_single(table, ops, &events_read),
         _ => None,
@@ -339,15 +336,29 @@ fn read_batch(events: &str, own: &str) -> String {
     )
 }
 
-/// Which events a batch has. The ids come first: a plan may compute fields before it sorts and cuts off, and what is behind the
-/// batch shall not matter.
-fn events_of(declaration: &ProcessorDeclaration, source: &str, is_layered: bool) -> String {
+/// The query of the events of a batch. A plan may compute fields before it sorts and cuts off, and what is behind the batch shall not
+/// matter: where an event may be one that cannot be read, it is known first where the batch ends.
+fn read_events(declaration: &ProcessorDeclaration, source: EventSource<'_>, used: &str) -> String {
+    let EventSource::Table { source, table, may_be_unreadable, is_whole, .. } = source else {
+        return String::new();
+    };
     let of_types = type_condition(declaration.event_types());
-    let range = format!("e.id > $5 and e.id <= $6{of_types}");
-    if is_layered {
-        format!("e.id = any (array(select e.id from {source} as e where {range} order by e.id limit $7))")
-    } else {
-        range
+    let cut_off = |from: &str, fields: &str| {
+        format!(
+            "select {fields} from {from} as e where e.id > $5 and e.id <= $6{of_types}\n      order by e.id limit $7"
+        )
+    };
+    match (may_be_unreadable, is_whole) {
+        (false, _) => cut_off(source, used),
+        // The table occurs once in its source.
+        (true, true) => {
+            let stored = format!("({}) as stored", cut_off(table, "e.*"));
+            format!("select {used} from {} as e", source.replacen(table, &stored, 1))
+        }
+        (true, false) => format!(
+            "select {used} from {source} as e where e.id > $5 and e.id <= (select max(e.id) from (\n      {}\n      ) as e){of_types}",
+            cut_off(source, "e.id")
+        ),
     }
 }
 
