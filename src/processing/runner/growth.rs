@@ -17,22 +17,16 @@ struct Durations {
 }
 
 /// Where whoever is given the events handles one after another.
-const OUTSIDE: Durations = Durations {
-    steepest: 4,
-    short: Duration::from_millis(150),
-    long: Duration::from_millis(400),
-};
+const OUTSIDE: Durations =
+    Durations { steepest: 4, short: Duration::from_millis(150), long: Duration::from_millis(400) };
 
 /// Where statements in the database do. A row that they change again and again leaves its former states behind, which have to be
 /// looked through until the commit: batches of 50,000 events of a to-do list cost an eighth more than those of 4,000.
 const STATEMENTS: Durations = Durations { short: Duration::from_millis(40), ..OUTSIDE };
 
 /// Where all events of a batch are folded: the more there are, the less each of them costs, also on the way there.
-const FOLDED: Durations = Durations {
-    steepest: 32,
-    short: Duration::from_millis(400),
-    long: Duration::from_millis(1_000),
-};
+const FOLDED: Durations =
+    Durations { steepest: 32, short: Duration::from_millis(400), long: Duration::from_millis(1_000) };
 
 impl Durations {
     /// How many times as large the next batch is after a short one.
@@ -147,7 +141,10 @@ mod tests {
         assert_eq!(sizes, [1_000, 4_000, 10_000, 10_000, 10_000, 10_000, 10_000, 5_000]);
         assert_eq!(Growth(1).after(full(1_000, 1 << 30, 80), &LIMITS), Growth(2));
         let statements = |took_ms| Shown { way: Way::Statements, ..full(1_000, 1 << 30, took_ms) };
-        assert_eq!([8, 39, 41].map(|took_ms| Growth(1).after(statements(took_ms), &LIMITS)), [4, 2, 1].map(Growth));
+        assert_eq!(
+            [8, 39, 41].map(|took_ms| Growth(1).after(statements(took_ms), &LIMITS)),
+            [4, 2, 1].map(Growth)
+        );
         assert_eq!(growth, Growth(1), "at the head");
         assert_eq!(Growth(8).after(full(8_000, 1_700, 5), &LIMITS), Growth(2));
     }
