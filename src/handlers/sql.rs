@@ -61,6 +61,8 @@ pub struct SqlProcessor {
     function: ProcessorFunction,
     /// Whether the function tries to fold batches.
     folds: bool,
+    /// Whether the database has confirmed that some can be, when it was asked last.
+    may_fold: bool,
     /// The name of the function that folds a batch.
     fold_name: String,
     /// Whether the last `prepare` has replaced the function by another one.
@@ -111,6 +113,7 @@ impl SqlProcessor {
             base,
             function,
             folds,
+            may_fold: folds,
             fold_name,
             has_changed: false,
             becoming,
@@ -367,7 +370,7 @@ impl Processor for SqlProcessor {
     }
 
     fn folds(&self) -> bool {
-        self.folds && self.older.is_none()
+        self.folds && self.may_fold && self.older.is_none()
     }
 
     fn passes_over(&self) -> Option<Vec<String>> {
@@ -467,7 +470,7 @@ impl SqlProcessor {
 
     /// Has the database examine what may be folded, and creates the function that does so, or removes the one of an earlier
     /// declaration.
-    async fn prepare_fold(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn prepare_fold(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let declaration = &self.base.declaration;
         if !self.folds {
             return self.drop_function(connection, &self.fold_name).await;
@@ -476,6 +479,7 @@ impl SqlProcessor {
         let source = source_of(&self.base.events);
         let name = (schema.as_str(), self.fold_name.as_str());
         let examined = fold::examine(connection, declaration, name, scope, source).await?;
+        self.may_fold = examined.refusals.iter().any(Option::is_none);
         sqlx::raw_sql(AssertSqlSafe(examined.create)).execute(connection).await.map(drop)
     }
 

@@ -31,6 +31,7 @@ impl SqlProcessor {
             base,
             function,
             folds,
+            may_fold: folds,
             fold_name,
             has_changed: false,
             becoming: None,
@@ -40,7 +41,7 @@ impl SqlProcessor {
     }
 
     /// Makes the functions. The tables have been made.
-    pub(crate) async fn make_functions(&self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+    pub(crate) async fn make_functions(&mut self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
         let made = sqlx::raw_sql(AssertSqlSafe(self.function.create.clone())).execute(&mut *connection).await;
         made.map_err(|error| self.attribute_to_declaration(error))?;
         Ok(self.prepare_fold(connection).await?)

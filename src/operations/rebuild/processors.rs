@@ -66,7 +66,7 @@ impl Operator<'_> {
             return self.outside(declaration, ProcessorBase::new(declared, schema, scope, events));
         }
         let made = SqlProcessor::of_share(declared, schema, scope, events, share.number);
-        let processor = made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
+        let mut processor = made.map_err(|fault| OperatorError::Declaration(Box::new(fault)))?;
         processor.make_functions(connection).await.map_err(blocked)?;
         Ok(Box::new(processor))
     }
