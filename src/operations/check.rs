@@ -18,7 +18,7 @@ use crate::operations::unstored_types::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::history::find_divergence;
-use crate::processing::processor::Fit;
+use crate::processing::processor::{Fit, find_obstacle_to_emit};
 use crate::processing::tracker::{TrackerRow, Trackers};
 use crate::retry::OnFailure;
 pub(crate) use startable::{describe_no_work, only_schedules};
@@ -145,6 +145,10 @@ async fn check_on(
             .iter()
             .filter_map(|declared| sql::refuse_synchronous(declared, &databases.layout, is_elsewhere)),
     );
+    found.extend(config.processors.iter().filter_map(|declared| {
+        let obstacle = find_obstacle_to_emit(declared, &databases.layout)?;
+        Some(Diagnostic::of_file(declared.file(), obstacle))
+    }));
     found.extend(find_unknown_types(&databases.events, &databases.layout, &config.processors).await?);
     found.extend(declared_events::find_mistakes(&databases.events, &databases.layout, &config.events).await?);
     let unknown = scope::find_unknown(&databases.projections, &databases.scope, &config.main_file()).await?;

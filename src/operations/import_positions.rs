@@ -19,6 +19,7 @@ use crate::postgres::row::from_row;
 use crate::postgres::server_mark;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
+use crate::processing::processor::find_obstacle_to_emit;
 use crate::processing::tracker::{ProcessorKey, Reset, TrackerRow, Trackers};
 use crate::store::horizon::{ObserveError, observe_once};
 use crate::store::layout::Positions;
@@ -196,6 +197,7 @@ impl PositionImport<'_> {
         let from = row.as_ref().map_or(Position::START, |row| row.position);
         let missing = find_missing_table(connection, schema, declaration).await?;
         let foreign = find_foreign_table(connection, schema, declaration).await?;
+        let kept = find_kept_table(connection, self.databases.layout.schema(), schema, declaration).await?;
         let to = predecessor.and_then(|row| row.position).unwrap_or_default();
         let is_made = row.is_some_and(|row| row.handled > 0 || row.position > Position::START);
         let obstacle = match predecessor {
@@ -209,11 +211,16 @@ impl PositionImport<'_> {
             Some(_) if is_made && !self.overwrite => {
                 Some(format!("it has moved already, to {from}: add --overwrite to move it all the same"))
             }
+            Some(_) if find_obstacle_to_emit(declaration, &self.databases.layout).is_some() => {
+                find_obstacle_to_emit(declaration, &self.databases.layout)
+            }
+            Some(_) if to < Position::START => Some(format!("{} has a position below 0, {to}", self.positions.table)),
             Some(_) if to > settled => Some(format!("{to} is not settled yet, only {settled} is: try again later")),
             Some(_) => missing
                 .map(|table| {
                     format!("its table {schema}.{table} does not exist: it would start empty in the middle of the events")
                 })
+                .or(kept)
                 .or_else(|| foreign.map(|table| table.describe(schema))),
         };
         let tables = declaration.tables.iter().map(|table| format!("{schema}.{}", table.name)).collect();
@@ -231,6 +238,48 @@ impl PositionImport<'_> {
         let read = sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await;
         read.map_err(|source| ImportError::Predecessors { table: table(), source })
     }
+}
+
+/// Why a declared table is that of another processor, which goes on writing it, of this store or of another one in the database; `None`:
+/// none is. `own`: the schema of the trackers.
+async fn find_kept_table(
+    connection: &mut PgConnection,
+    own: &str,
+    schema: &str,
+    declaration: &ProcessorDeclaration,
+) -> Result<Option<String>, sqlx::Error> {
+    let names: Vec<&str> = declaration.tables.iter().map(|table| table.name.as_str()).collect();
+    for store in list_stores(&mut *connection).await? {
+        let statement = format!(
+            "-- find_kept_table
+             select processor, table_name from {}.projection_tables
+             where table_schema = $1 and table_name = any ($2) and (not $3 or processor <> $4) order by 2 limit 1",
+            quote_identifier(&store)
+        );
+        let found = sqlx::query_as(AssertSqlSafe(statement)).persistent(false).bind(schema).bind(&names);
+        let found: Option<(String, String)> =
+            found.bind(store == own).bind(&declaration.name).fetch_optional(&mut *connection).await?;
+        if let Some((keeper, table)) = found {
+            let whose = if store == own { String::new() } else { format!(" of the store in schema {store}") };
+            return Ok(Some(format!(
+                "its table {schema}.{table} belongs to processor {keeper}{whose}: declare another name, or drop that processor first"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The schemas of the database that have tables of espd's own, as far as this role may read them.
+async fn list_stores(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let statement = "
+        -- list_stores
+        select n.nspname::text from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+        where c.relname = 'projection_tables' and c.relkind = 'r'
+          and 3 = (select count(*) from pg_attribute as a
+            where a.attrelid = c.oid and a.attname in ('processor', 'table_schema', 'table_name') and not a.attisdropped)
+          and case when has_schema_privilege(n.oid, 'usage') then has_table_privilege(c.oid, 'select') else false end
+        order by 1";
+    sqlx::query_scalar(statement).persistent(false).fetch_all(connection).await
 }
 
 /// A table that the projector could not write.

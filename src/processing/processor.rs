@@ -20,8 +20,8 @@ use crate::processing::tracker::Claim;
 use crate::store::PostgresEventStore;
 use crate::store::layout::Layout;
 
-pub(crate) use base::OthersObjects;
 pub use base::ProcessorBase;
+pub(crate) use base::{OthersObjects, find_obstacle_to_emit};
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::{

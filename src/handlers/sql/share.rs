@@ -41,7 +41,10 @@ impl SqlProcessor {
     }
 
     /// Makes the functions. The tables have been made.
-    pub(crate) async fn make_functions(&mut self, connection: &mut PgConnection) -> Result<(), ProcessorError> {
+    pub(crate) async fn make_functions(
+        &mut self,
+        connection: &mut PgConnection,
+    ) -> Result<(), ProcessorError> {
         let made = sqlx::raw_sql(AssertSqlSafe(self.function.create.clone())).execute(&mut *connection).await;
         made.map_err(|error| self.attribute_to_declaration(error))?;
         Ok(self.prepare_fold(connection).await?)

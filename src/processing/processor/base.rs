@@ -18,6 +18,7 @@ use crate::processing::alteration::Alteration;
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Start};
 use crate::processing::failure::{FailedEvent, Failure};
 use crate::processing::tracker::{Claim, ProcessorKey, Reset, Trackers};
+use crate::store::layout::Layout;
 use crate::store::witness::Witness;
 
 /// How long a reset waits for the tracker: a batch that is under way ends first.
@@ -477,13 +478,18 @@ impl ProcessorBase {
     }
 
     fn refuse_to_emit_into_a_foreign_store(&self) -> Result<(), ProcessorError> {
-        let emits = self.declaration.reactor.as_ref().is_some_and(|reactor| !reactor.emits.is_empty());
-        if !emits || self.events.layout().append.is_some() {
-            return Ok(());
-        }
-        Err(ProcessorError::Blocked(format!(
-            "reactor {} emits events, but espd only reads the store: run it on a store of layout \"espd\"",
-            self.name()
-        )))
+        let obstacle = find_obstacle_to_emit(&self.declaration, self.events.layout());
+        obstacle.map_or(Ok(()), |obstacle| Err(ProcessorError::Blocked(obstacle)))
     }
+}
+
+/// Why a processor cannot emit into a store of this layout; `None`: it can, or does not want to.
+pub(crate) fn find_obstacle_to_emit(declaration: &ProcessorDeclaration, layout: &Layout) -> Option<String> {
+    let emits = declaration.reactor.as_ref().is_some_and(|reactor| !reactor.emits.is_empty());
+    (emits && layout.append.is_none()).then(|| {
+        format!(
+            "reactor {} emits events, but espd only reads the store: run it on a store of layout \"espd\"",
+            declaration.name
+        )
+    })
 }

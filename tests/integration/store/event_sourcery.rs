@@ -496,6 +496,42 @@ async fn nothing_is_taken_over_from_a_running_processor_or_onto_missing_tables()
     assert_eq!(count(&framework, "select count(*) from espd.trackers").await, 0);
 }
 
+#[tokio::test]
+async fn no_table_that_another_processor_writes_is_taken_over_and_no_reactor_that_could_not_run() {
+    let (framework, installation) = predecessor().await;
+    installation.espctl(&[&IMPORT[..], &["--yes"]].concat()).await.printed();
+    framework
+        .run("insert into projector_tracker (name, last_processed_event_id) values ('thief', 5), ('emitter', 5), ('below', -5)")
+        .await;
+    // As of another daemon on the store.
+    let refused = async |name: &str| {
+        let another = Installation::new(&framework.db.url, SETTINGS);
+        another.declare(name, &COUNTS.replace("name = 'counts'", &format!("name = '{name}'")));
+        another.espctl(&["import-positions", name, "--yes"]).await
+    };
+    let said = refused("thief").await;
+    assert!(said.stdout.contains("projections.counts belongs to processor counts: declare"), "{said:?}");
+    let said = refused("below").await;
+    assert!(said.stdout.contains("has a position below 0, -5"), "{said:?}");
+
+    // Nor one of another store in the database.
+    framework
+        .run("create schema other; create table other.projection_tables as select * from espd.projection_tables; delete from espd.projection_tables")
+        .await;
+    let said = installation.espctl(&[&IMPORT[..], &["--yes", "--overwrite"]].concat()).await;
+    let expected = "projections.counts belongs to processor counts of the store in schema other";
+    assert!(said.code == Some(1) && said.stdout.contains(expected), "{said:?}");
+
+    let emitter = "[reactor]\nname = 'emitter'\nemits = ['Done']\n[[reactor.on]]\nevents = ['A']\n\
+                   sql = \"perform espd.emit('Done', event.aggregate_id, '{}')\"\n";
+    installation.declare("emitter", emitter);
+    let said = installation.espctl(&["import-positions", "emitter", "--yes"]).await;
+    assert!(said.code == Some(1) && said.stdout.contains("espd only reads the store"), "{said:?}");
+    let checked = installation.espctl(&["check"]).await;
+    let expected = "reactor emitter emits events, but espd only reads the store";
+    assert!(checked.code != Some(0) && checked.stderr.contains(expected), "{checked:?}");
+}
+
 /// As docs/event_sourcery.md has it: the roles, then the tables that are taken over, then the position.
 #[tokio::test]
 async fn a_processor_moves_under_the_daemons_role() {
