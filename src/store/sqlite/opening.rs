@@ -7,16 +7,21 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool};
 use thiserror::Error;
+use tokio::time::{Instant, sleep};
 
 use super::append::texts;
 use super::opened_file::OpenedFile;
 use super::{answer, row};
+use crate::retry::spread;
 
 /// The version of what is in the file.
 const VERSION: i64 = 1;
 
 /// How long a statement waits for another program that is writing.
 pub(super) const BUSY_MAX: Duration = Duration::from_secs(10);
+
+/// How long to wait about, before a file is asked again that SQLite did not wait for.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The most connections to a file: one writes, the others read.
 const CONNECTIONS: u32 = 5;
@@ -118,10 +123,8 @@ pub(super) async fn open(path: &Path) -> Result<Opened, SqliteOpenError> {
     } else {
         let file = OpenedFile::find(path).map_err(|error| unusable(error.into()))?;
         first.close().await.map_err(unusable)?;
-        // Readers do not wait for the writer.
-        let options = options.filename(file.path()).journal_mode(SqliteJournalMode::Wal);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS);
-        (pool.connect_with(options).await.map_err(unusable)?, None, Some(file))
+        let pool = connect(options.filename(file.path())).await.map_err(unusable)?;
+        (pool, None, Some(file))
     };
     let mut connection = pool.acquire().await.map_err(unusable)?;
     prepare(&mut connection).await.map_err(unusable)?.require_ours(path)?;
@@ -144,6 +147,25 @@ fn options(path: &Path, is_in_memory: bool) -> Result<SqliteConnectOptions, sqlx
     };
     // An event that is stored survives a failure of power.
     Ok(options.busy_timeout(BUSY_MAX).synchronous(SqliteSynchronous::Full))
+}
+
+/// Connects to a file in such a way that readers do not wait for the writer.
+async fn connect(options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    let options = options.journal_mode(SqliteJournalMode::Wal);
+    let deadline = Instant::now() + BUSY_MAX;
+    loop {
+        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS);
+        match pool.connect_with(options.clone()).await {
+            // Where two change the mode of a new file at the same moment, SQLite refuses one of them at once: each reads already, and
+            // would wait for the other.
+            Err(error) if is_busy(&error) && Instant::now() < deadline => sleep(spread(PAUSE)).await,
+            connected => return connected,
+        }
+    }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    answer::primary_code(error) == Some(answer::BUSY)
 }
 
 /// One connection: those to the same memory do not wait for one another as those to a file do.
