@@ -67,6 +67,11 @@ pub(crate) async fn run(
 
 async fn apply(arguments: ApplyArguments, config: &Config, databases: &Databases) -> anyhow::Result<()> {
     let ApplyArguments { forget_others, dry_run } = arguments;
+    if !declared_events::are_told(&databases.layout) {
+        anyhow::bail!(
+            "espd only reads a store of this layout, and tells it nothing: `espctl schema events` shows what departs from what is declared"
+        );
+    }
     declared_events::require_right(databases, &config.events).await?;
     let differences = if dry_run {
         declared_events::compare(&databases.events, &databases.layout, &config.events).await?

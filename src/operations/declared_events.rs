@@ -37,6 +37,11 @@ impl Difference {
     }
 }
 
+/// Whether a store of this layout is told what is declared.
+pub(crate) fn are_told(layout: &Layout) -> bool {
+    EventSchemas::of(layout).is_some()
+}
+
 /// The types whose schemas differ, in the order of the configuration; those that are not declared in it come last.
 pub(crate) async fn compare(
     events: impl PgExecutor<'_>,
@@ -105,7 +110,7 @@ pub(crate) async fn find_mistakes(
 ) -> Result<Vec<Diagnostic>, sqlx::Error> {
     let mut found = Vec::new();
     for event in declared {
-        if event.is_checked && EventSchemas::of(layout).is_none() {
+        if event.is_checked && !are_told(layout) {
             let message = format!("{} cannot be checked when it is appended", event.event_type);
             let advice = "espd does not append to a store of this layout: write check = \"report\"";
             found.push(Diagnostic::in_source(&event.place, 0, message).with_advice(advice));

@@ -13,6 +13,7 @@ use crate::event::Position;
 use crate::handlers::sql::adopt_tables;
 use crate::operations::databases::Databases;
 use crate::operations::operator::PATIENCE;
+use crate::operations::other_stores::list_other_stores;
 use crate::postgres::error::explain;
 use crate::postgres::quote::quote_identifier;
 use crate::postgres::row::from_row;
@@ -21,7 +22,7 @@ use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::processor::find_obstacle_to_emit;
 use crate::processing::tracker::{ProcessorKey, Reset, TrackerRow, Trackers};
-use crate::store::horizon::{ObserveError, observe_once};
+use crate::store::horizon::{Horizon, ObserveError, observe_once};
 use crate::store::layout::Positions;
 
 /// One processor and the predecessor whose position it gets.
@@ -108,14 +109,14 @@ impl PositionImport<'_> {
         let mut connection = self.databases.projections.acquire().await?;
         let predecessors = self.list_predecessors(&mut connection).await?;
         let mut events = self.databases.events.acquire().await?;
-        let settled = observe_once(&mut events, &self.databases.layout, PATIENCE).await?.settled;
+        let horizon = observe_once(&mut events, &self.databases.layout, PATIENCE).await?;
         let mut imports = Vec::new();
         for (declaration, wanted) in self.candidates() {
             let predecessor = predecessors.iter().find(|row| row.name == wanted);
             // A processor without a predecessor matters only if it was named.
             if predecessor.is_some() || !self.wanted.is_empty() {
                 imports
-                    .push(self.examine(&mut connection, declaration, &wanted, predecessor, settled).await?);
+                    .push(self.examine(&mut connection, declaration, &wanted, predecessor, &horizon).await?);
             }
         }
         let taken = |name: &String| imports.iter().any(|import| import.predecessor == *name);
@@ -190,14 +191,12 @@ impl PositionImport<'_> {
         declaration: &ProcessorDeclaration,
         wanted: &str,
         predecessor: Option<&Predecessor>,
-        settled: Position,
+        horizon: &Horizon,
     ) -> Result<ImportedPosition, ImportError> {
         let schema = &self.databases.scope.schema;
         let row = self.find_tracker(connection, declaration).await?;
         let from = row.as_ref().map_or(Position::START, |row| row.position);
-        let missing = find_missing_table(connection, schema, declaration).await?;
-        let foreign = find_foreign_table(connection, schema, declaration).await?;
-        let kept = find_kept_table(connection, self.databases.layout.schema(), schema, declaration).await?;
+        let of_tables = self.find_obstacle_of_tables(connection, declaration).await?;
         let to = predecessor.and_then(|row| row.position).unwrap_or_default();
         let is_made = row.is_some_and(|row| row.handled > 0 || row.position > Position::START);
         let obstacle = match predecessor {
@@ -211,21 +210,41 @@ impl PositionImport<'_> {
             Some(_) if is_made && !self.overwrite => {
                 Some(format!("it has moved already, to {from}: add --overwrite to move it all the same"))
             }
-            Some(_) if find_obstacle_to_emit(declaration, &self.databases.layout).is_some() => {
-                find_obstacle_to_emit(declaration, &self.databases.layout)
+            Some(_) if to < Position::START => {
+                Some(format!("{} has a position below 0, {to}", self.positions.table))
             }
-            Some(_) if to < Position::START => Some(format!("{} has a position below 0, {to}", self.positions.table)),
-            Some(_) if to > settled => Some(format!("{to} is not settled yet, only {settled} is: try again later")),
-            Some(_) => missing
-                .map(|table| {
-                    format!("its table {schema}.{table} does not exist: it would start empty in the middle of the events")
-                })
-                .or(kept)
-                .or_else(|| foreign.map(|table| table.describe(schema))),
+            Some(_) if to > horizon.head => Some(format!(
+                "{to} is beyond {}, the last event that there ever was: it is the position of another store",
+                horizon.head
+            )),
+            Some(_) if to > horizon.settled => {
+                Some(format!("{to} is not settled yet, only {} is: try again later", horizon.settled))
+            }
+            Some(_) => find_obstacle_to_emit(declaration, &self.databases.layout).or(of_tables),
         };
         let tables = declaration.tables.iter().map(|table| format!("{schema}.{}", table.name)).collect();
         let (processor, predecessor) = (declaration.name.clone(), wanted.to_owned());
         Ok(ImportedPosition { processor, predecessor, from, to, tables, obstacle })
+    }
+
+    /// Why the declared tables cannot be taken over.
+    async fn find_obstacle_of_tables(
+        &self,
+        connection: &mut PgConnection,
+        declaration: &ProcessorDeclaration,
+    ) -> Result<Option<String>, sqlx::Error> {
+        let schema = &self.databases.scope.schema;
+        if let Some(table) = find_missing_table(connection, schema, declaration).await? {
+            return Ok(Some(format!(
+                "its table {schema}.{table} does not exist: it would start empty in the middle of the events"
+            )));
+        }
+        let own = self.databases.layout.schema();
+        if let Some(kept) = find_kept_table(connection, own, schema, declaration).await? {
+            return Ok(Some(kept));
+        }
+        let foreign = find_foreign_table(connection, schema, declaration).await?;
+        Ok(foreign.map(|table| table.describe(schema)))
     }
 
     async fn list_predecessors(
@@ -241,20 +260,21 @@ impl PositionImport<'_> {
 }
 
 /// Why a declared table is that of another processor, which goes on writing it, of this store or of another one in the database; `None`:
-/// none is. `own`: the schema of the trackers.
+/// none is, as far as this role may read. `own`: the schema of the trackers.
 async fn find_kept_table(
     connection: &mut PgConnection,
     own: &str,
     schema: &str,
     declaration: &ProcessorDeclaration,
 ) -> Result<Option<String>, sqlx::Error> {
-    let names: Vec<&str> = declaration.tables.iter().map(|table| table.name.as_str()).collect();
-    for store in list_stores(&mut *connection).await? {
+    let others = list_other_stores(&mut *connection, own).await?;
+    let others = others.into_iter().filter_map(|(store, is_readable)| is_readable.then_some(store));
+    let (own, names) = (quote_identifier(own), declaration.table_names());
+    for store in [own.clone()].into_iter().chain(others) {
         let statement = format!(
             "-- find_kept_table
-             select processor, table_name from {}.projection_tables
-             where table_schema = $1 and table_name = any ($2) and (not $3 or processor <> $4) order by 2 limit 1",
-            quote_identifier(&store)
+             select processor, table_name from {store}.projection_tables
+             where table_schema = $1 and table_name = any ($2) and (not $3 or processor <> $4) order by 2 limit 1"
         );
         let found = sqlx::query_as(AssertSqlSafe(statement)).persistent(false).bind(schema).bind(&names);
         let found: Option<(String, String)> =
@@ -267,19 +287,6 @@ async fn find_kept_table(
         }
     }
     Ok(None)
-}
-
-/// The schemas of the database that have tables of espd's own, as far as this role may read them.
-async fn list_stores(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    let statement = "
-        -- list_stores
-        select n.nspname::text from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-        where c.relname = 'projection_tables' and c.relkind = 'r'
-          and 3 = (select count(*) from pg_attribute as a
-            where a.attrelid = c.oid and a.attname in ('processor', 'table_schema', 'table_name') and not a.attisdropped)
-          and case when has_schema_privilege(n.oid, 'usage') then has_table_privilege(c.oid, 'select') else false end
-        order by 1";
-    sqlx::query_scalar(statement).persistent(false).fetch_all(connection).await
 }
 
 /// A table that the projector could not write.

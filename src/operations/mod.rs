@@ -18,6 +18,7 @@ pub(crate) mod lock_watch;
 pub(crate) mod metrics;
 pub(crate) mod operator;
 mod other_role;
+mod other_stores;
 pub(crate) mod outcome;
 pub(crate) mod plan;
 pub(crate) mod rebuild;

@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use super::{Beside, Finding, Rebuilds, drop_place, function_names};
 use crate::handlers::sql::share_function_names;
 use crate::operations::operator::{Operator, OperatorError};
+use crate::operations::other_stores::list_other_stores;
 use crate::postgres::quote::quote_literal;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::rebuild::{forget_progress, list_beyond};
@@ -258,7 +259,7 @@ impl Operator<'_> {
         schema: &str,
     ) -> Result<OperatorError, OperatorError> {
         let (mut owner, mut hidden) = (None, Vec::new());
-        for (store, is_readable) in self.list_other_stores(connection).await? {
+        for (store, is_readable) in list_other_stores(connection, self.databases.layout.schema()).await? {
             if !is_readable {
                 hidden.push(store);
             } else if let Some(other) = find_processor_in(connection, &store, schema).await? {
@@ -280,22 +281,6 @@ impl Operator<'_> {
                 hidden.join(", ")
             ),
         }))
-    }
-
-    /// The quoted schemas of other stores in the database, and whether what they have built may be read.
-    async fn list_other_stores(
-        &self,
-        connection: &mut PgConnection,
-    ) -> Result<Vec<(String, bool)>, sqlx::Error> {
-        let statement = "-- list_other_stores
-            select quote_ident(n.nspname) as store,
-                   has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select') as is_readable
-            from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-            where c.relname = 'projection_tables' and c.relkind = 'r' and quote_ident(n.nspname) <> $1
-              and exists (select from pg_catalog.pg_attribute as a where a.attrelid = c.oid and a.attname = 'table_schema')
-            order by 1";
-        let query = sqlx::query_as(statement).persistent(false).bind(self.trackers().schema().to_owned());
-        query.fetch_all(connection).await
     }
 
     async fn has_schema(&self, connection: &mut PgConnection, schema: &str) -> Result<bool, OperatorError> {

@@ -501,7 +501,7 @@ async fn no_table_that_another_processor_writes_is_taken_over_and_no_reactor_tha
     let (framework, installation) = predecessor().await;
     installation.espctl(&[&IMPORT[..], &["--yes"]].concat()).await.printed();
     framework
-        .run("insert into projector_tracker (name, last_processed_event_id) values ('thief', 5), ('emitter', 5), ('below', -5)")
+        .run("insert into projector_tracker (name, last_processed_event_id) values ('thief', 5), ('emitter', 5), ('below', -5), ('beyond', 99999999)")
         .await;
     // As of another daemon on the store.
     let refused = async |name: &str| {
@@ -513,6 +513,8 @@ async fn no_table_that_another_processor_writes_is_taken_over_and_no_reactor_tha
     assert!(said.stdout.contains("projections.counts belongs to processor counts: declare"), "{said:?}");
     let said = refused("below").await;
     assert!(said.stdout.contains("has a position below 0, -5"), "{said:?}");
+    let said = refused("beyond").await;
+    assert!(said.stdout.contains("99999999 is beyond 40, the last event"), "{said:?}");
 
     // Nor one of another store in the database.
     framework
@@ -530,6 +532,18 @@ async fn no_table_that_another_processor_writes_is_taken_over_and_no_reactor_tha
     let checked = installation.espctl(&["check"]).await;
     let expected = "reactor emitter emits events, but espd only reads the store";
     assert!(checked.code != Some(0) && checked.stderr.contains(expected), "{checked:?}");
+}
+
+#[tokio::test]
+async fn nobody_is_told_that_a_store_which_is_only_read_knows_what_is_declared() {
+    let framework = Framework::create().await;
+    let settings = format!("{SETTINGS}[[event]]\ntype = 'A'\nschema = {{ type = 'object' }}\n");
+    let installation = Installation::new(&framework.db.url, &settings);
+    installation.espctl(&["migrate"]).await.printed();
+    for arguments in [&["schema", "apply"][..], &["schema", "apply", "--dry-run"]] {
+        let said = installation.espctl(arguments).await.complained(1);
+        assert!(said.contains("espd only reads a store of this layout"), "{said}");
+    }
 }
 
 /// As docs/event_sourcery.md has it: the roles, then the tables that are taken over, then the position.
