@@ -26,7 +26,7 @@ const PRECONDITIONS: [(&str, &str, &[UnmetKind]); 7] = [
         &[UnmetKind::TableMissing, UnmetKind::ColumnUnfit],
     ),
     ("events_logged", "the table of events survives a crash", &[UnmetKind::Unlogged]),
-    ("events_readable", "all events can be read", &[UnmetKind::NotReadable, UnmetKind::RowSecurity]),
+    ("events_readable", "this role may read all events", &[UnmetKind::NotReadable, UnmetKind::RowSecurity]),
     (
         "sequence",
         "each insert draws its ids itself, one by one, upward",

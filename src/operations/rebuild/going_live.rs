@@ -327,7 +327,7 @@ impl Rebuilding<'_> {
             schema: &self.operator.databases.scope.schema,
             building_in: &self.building_in,
             operator: self.operator.name,
-            is_new: self.beside == Beside::Next,
+            is_new: matches!(self.beside, Beside::Next | Beside::DryRun),
             functions: function_names(&claim.key.name, claim.key.version)
                 .into_iter()
                 .chain(share_function_names(&claim.key.name, claim.key.version))

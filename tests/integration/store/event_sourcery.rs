@@ -446,6 +446,9 @@ async fn the_version_of_a_processor_of_the_framework_is_raised_as_any_other() {
         .replace("n bigint not null", "n bigint not null, note text");
     assert!(raised.contains("version = 2") && raised.contains("note text"), "{raised}");
     installation.declare("counts", &raised);
+    let looked = installation.espctl(&["rebuild", "counts", "--dry-run"]).await;
+    assert!(looked.stderr.contains("index projections.strange"), "{looked:?}");
+    assert!(!looked.stderr.contains("counts_pkey") && !looked.stderr.contains("made_by_hand"), "{looked:?}");
     let swap = ["rebuild", "counts", "--go-live", "swap", "--yes"];
     let refused = installation.espctl(&swap).await.complained(1);
     assert!(refused.contains("index projections.strange"), "{refused}");

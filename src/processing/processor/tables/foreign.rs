@@ -43,7 +43,8 @@ impl Tables<'_> {
                  over with its position; if nobody needs {maker} any more, `espctl drop {maker}` removes it; otherwise declare another name"
             ),
             (true, _) => format!(
-                "table {schema}.{table} exists already and was not made by projector {name}: drop or rename it, or declare another name"
+                "table {schema}.{table} exists already and was not made by projector {name}: drop or rename it, or declare another name; \
+                 one that a processor of EventSourcery has filled is taken over by `espctl import-positions`"
             ),
         }))
     }
