@@ -199,7 +199,7 @@ const MAY_LEAVE_ROW_SECURITY: &[(&str, &str)] = &[
     ("operations/databases/ways.rs", "asks for the session only"),
     ("operations/doctor/server.rs", "reads settings"),
     ("operations/doctor/session.rs", "asks for the session only"),
-    ("operations/unstored_types.rs", "sets a limit within the transaction that it begins so"),
+    ("operations/unstored_events.rs", "sets a limit within the transaction that it begins so"),
     ("operations/event_schema.rs", "sets a limit within the transaction that it begins so"),
     ("operations/operator/lock_patience.rs", "names its session"),
     ("operations/operator/retire.rs", "within transactions that it begins so"),

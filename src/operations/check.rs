@@ -14,7 +14,7 @@ use crate::operations::databases::{CONNECT_TIMEOUT, Databases, private_database,
 use crate::operations::declared_events::{self, note_differences};
 use crate::operations::lock_watch::say_who_locks;
 use crate::operations::plan::{self, Known, Planned};
-use crate::operations::unstored_types::find_unknown_types;
+use crate::operations::unstored_events::find_unknown_types;
 use crate::process::exit_code::Exit;
 use crate::processing::declaration::{ProcessorDeclaration, ProcessorKind};
 use crate::processing::history::find_divergence;

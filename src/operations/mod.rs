@@ -26,6 +26,6 @@ pub(crate) mod setting;
 pub(crate) mod snapshots;
 pub(crate) mod status;
 pub(crate) mod trace;
-pub(crate) mod unstored_types;
+pub(crate) mod unstored_events;
 pub(crate) mod waiting;
 pub(crate) mod workflows;

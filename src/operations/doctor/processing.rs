@@ -9,7 +9,7 @@ use crate::diagnostic::Diagnostic;
 use crate::handlers::sql::find_owned_by_others;
 use crate::operations::databases::Databases;
 use crate::operations::other_role::find_other_role;
-use crate::operations::unstored_types::find_unknown_types;
+use crate::operations::unstored_events::find_unknown_types;
 use crate::postgres::error::chain;
 use crate::postgres::sqlstate::is_missing_right;
 use crate::processing::declaration::{ProcessorDeclaration, Unsuitable};
