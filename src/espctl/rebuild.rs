@@ -151,42 +151,8 @@ pub(crate) async fn rebuild(
     let operator = Operator { databases: &databases, declared: &config.processors, name: &me, native };
     let effort = effort(config, arguments.workers);
     match (arguments.command, arguments.name) {
-        (Some(RebuildCommand::Abort { name }), _) => {
-            let GivenUp { version, left } = operator.abort_rebuild(&name).await?;
-            let mut lines: Vec<String> =
-                version.iter().map(|version| format!("version {version} of {name} was given up")).collect();
-            lines.extend(
-                left.iter()
-                    .map(|beside| format!("what {} has left was removed", describe_left(*beside, &name))),
-            );
-            output::print(&lines.join("\n"))
-        }
-        (Some(RebuildCommand::Approve { name }), _) => {
-            let (version, way) = operator.approve_rebuild(&name).await?;
-            let how = match way {
-                Some(GoLive::Merge) => {
-                    ". What differs is changed in the tables that serve, so no rollback leads back".to_owned()
-                }
-                Some(_) => {
-                    if let Some(published) = operator.describe_published(&name).await? {
-                        note(&published);
-                    }
-                    format!(". The former tables are kept, so `espctl rollback {name}` goes back to them")
-                }
-                None => String::new(),
-            };
-            let when = if databases.daemons_build {
-                format!(
-                    "goes live as soon as the daemon has caught up and its checks pass: `espctl rebuild {name} --watch` shows it"
-                )
-            } else {
-                format!(
-                    "is approved. With this configuration no daemon lets it go live (`parallelism = 0` in `[rebuild]`): `espctl rebuild \
-                     {name}` does"
-                )
-            };
-            output::print(&format!("version {version} of {name} {when}{how}"))
-        }
+        (Some(RebuildCommand::Abort { name }), _) => abort(operator, &name).await,
+        (Some(RebuildCommand::Approve { name }), _) => approve(operator, &name).await,
         (Some(RebuildCommand::Drop { name, yes }), _) => drop_former(&operator, &name, yes).await,
         (None, Some(name)) if arguments.watch => watch::watch(operator, &name, arguments.json).await,
         (None, Some(name)) if arguments.part.is_given() => {
@@ -202,6 +168,41 @@ pub(crate) async fn rebuild(
             go_live(operator, &name, wanted, effort, (yes, json)).await
         }
     }
+}
+
+async fn abort(operator: Operator<'_>, name: &str) -> anyhow::Result<()> {
+    let GivenUp { version, left } = operator.abort_rebuild(name).await?;
+    let versions = version.iter().map(|version| format!("version {version} of {name} was given up"));
+    let left =
+        left.iter().map(|beside| format!("what {} has left was removed", describe_left(*beside, name)));
+    output::print(&versions.chain(left).collect::<Vec<String>>().join("\n"))
+}
+
+async fn approve(operator: Operator<'_>, name: &str) -> anyhow::Result<()> {
+    let (version, way) = operator.approve_rebuild(name).await?;
+    let how = match way {
+        Some(GoLive::Merge) => {
+            ". What differs is changed in the tables that serve, so no rollback leads back".to_owned()
+        }
+        Some(_) => {
+            if let Some(published) = operator.describe_published(name).await? {
+                note(&published);
+            }
+            format!(". The former tables are kept, so `espctl rollback {name}` goes back to them")
+        }
+        None => String::new(),
+    };
+    let when = if operator.databases.daemons_build {
+        format!(
+            "goes live as soon as the daemon has caught up and its checks pass: `espctl rebuild {name} --watch` shows it"
+        )
+    } else {
+        format!(
+            "is approved. With this configuration no daemon lets it go live (`parallelism = 0` in `[rebuild]`): `espctl rebuild \
+             {name}` does"
+        )
+    };
+    output::print(&format!("version {version} of {name} {when}{how}"))
 }
 
 pub(crate) async fn verify(

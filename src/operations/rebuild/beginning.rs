@@ -56,14 +56,9 @@ impl Prepared {
         let goes_on =
             beside == Beside::Next && operator.find_same(worker, &live, &declaration, listener).await?;
         let building_in = beside.schema(schema, &live.name);
-        if goes_on && let Some(missing) = find_missing_on_place(worker, &building_in).await? {
-            return Err(OperatorError::Blocked(format!(
-                "version {} of {name} cannot be gone on with: {missing}; or `espctl rebuild abort {name}`, as whoever \
-                 has begun it",
-                declaration.version
-            )));
-        }
-        if !goes_on {
+        if goes_on {
+            refuse_damaged(worker, &building_in, &declaration).await?;
+        } else {
             operator.remove_version(worker, &live.name, beside, declaration.version).await?;
             create(worker, processor.base(), (&live, schema)).await.map_err(blocked)?;
             if beside == Beside::Next {
@@ -132,6 +127,19 @@ impl Prepared {
             is_slowing_told: false,
         }
     }
+}
+
+/// Refuses to go on with a version of which something is missing.
+async fn refuse_damaged(
+    worker: &mut PgConnection,
+    building_in: &str,
+    declaration: &ProcessorDeclaration,
+) -> Result<(), OperatorError> {
+    let Some(missing) = find_missing_on_place(worker, building_in).await? else { return Ok(()) };
+    let ProcessorDeclaration { name, version, .. } = declaration;
+    Err(OperatorError::Blocked(format!(
+        "version {version} of {name} cannot be gone on with: {missing}; or `espctl rebuild abort {name}`, as whoever has begun it"
+    )))
 }
 
 impl Operator<'_> {
