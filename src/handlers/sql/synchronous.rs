@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection as _, FromRow as _, PgConnection};
 use tracing::{debug, info, warn};
 
+use super::SqlProcessor;
+use super::call::Returned;
 use super::function::{ProcessorFunction, diagnose_compile_error, name_of_inserted};
-use super::{Returned, SqlProcessor};
 use crate::diagnostic::Diagnostic;
 use crate::event::Position;
 use crate::postgres::literal::{fetch_optional, simple};
