@@ -2,8 +2,10 @@
 //!
 //! Each table is read twice, as hashes of its rows in buckets by key. Only buckets that differ are looked into.
 
+mod columns;
 mod lost_ddl;
 mod pair;
+mod row_reader;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +17,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::{Part, SetAside, Since};
 pub(crate) use lost_ddl::{describe_lost, list_lost};
 use pair::Pair;
-pub(crate) use pair::RowReader;
+pub(crate) use row_reader::RowReader;
 
 /// What differs. The field names are an interface: `--json` prints them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -1,12 +1,12 @@
 //! One table in two versions, and the statements that compare them and bring one to the other.
 
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{ChangedKey, Columns, Example, Part, TableDifference, compare_alike};
+use super::columns::{Column, is_volatile, key_of, list_columns, lone, names, shared_key, twin};
+use super::{ChangedKey, Columns, Example, Part, TableDifference};
 use crate::postgres::quote::{quote_identifier, quote_literal};
 use crate::postgres::row::from_row;
-use crate::postgres::server_mark;
 
 /// How many buckets the keys of a table are divided into.
 const BUCKETS: i32 = 1_024;
@@ -23,34 +23,17 @@ struct Found {
 
 from_row!(Found { key, old, new });
 
-/// A column of a table as the catalog has it.
-#[derive(Debug, Clone, PartialEq)]
-struct Column {
-    name: String,
-    data_type: String,
-    /// Its place in the primary key.
-    key: Option<i32>,
-    /// Whether a replay cannot make it again.
-    volatile: bool,
-    /// Whether it is made from others.
-    generated: bool,
-    collation: Option<String>,
-    required: bool,
-}
-
-from_row!(Column { name, data_type, key, volatile, generated, collation, required });
-
 /// A table in both versions.
 #[derive(Debug)]
 pub(super) struct Pair {
     table: String,
-    old: String,
-    new: String,
+    pub(super) old: String,
+    pub(super) new: String,
     /// The condition on rows `t` of the old table that count; `None`: all do.
     counting: Option<String>,
-    key: Vec<String>,
+    pub(super) key: Vec<String>,
     /// Columns that are compared, without the key.
-    columns: Vec<String>,
+    pub(super) columns: Vec<String>,
     generated: Vec<String>,
     other_columns: Vec<String>,
     gone_columns: Vec<String>,
@@ -58,40 +41,6 @@ pub(super) struct Pair {
     changed_key: Option<ChangedKey>,
     not_compared: Vec<String>,
     same_shape: bool,
-}
-
-/// The column of this name and type among those of another version.
-fn twin<'c>(column: &Column, among: &'c [Column]) -> Option<&'c Column> {
-    among.iter().find(|other| other.name == column.name && other.data_type == column.data_type)
-}
-
-fn names<'c>(columns: impl IntoIterator<Item = &'c Column>) -> Vec<String> {
-    columns.into_iter().map(|column| column.name.clone()).collect()
-}
-
-/// Whether no replay makes the same values of a column again.
-fn is_volatile(column: &Column, after: &[Column]) -> bool {
-    column.volatile || twin(column, after).is_some_and(|other| other.volatile)
-}
-
-/// The columns of a primary key, in its order.
-fn key_of(columns: &[Column]) -> Vec<String> {
-    let mut key: Vec<&Column> = columns.iter().filter(|column| column.key.is_some()).collect();
-    key.sort_by_key(|column| column.key);
-    names(key)
-}
-
-/// The primary key, if both versions have the same and rows can be told apart by it; otherwise nothing.
-fn shared_key(before: &[Column], after: &[Column]) -> Vec<String> {
-    let key = key_of(before);
-    let mut of_key = before.iter().filter(|column| column.key.is_some());
-    let tells_apart = of_key.all(|column| twin(column, after).is_some() && !is_volatile(column, after));
-    if key == key_of(after) && tells_apart { key } else { Vec::new() }
-}
-
-/// The columns that these have alone.
-fn lone(these: &[Column], those: &[Column]) -> Vec<String> {
-    names(these.iter().filter(|column| twin(column, those).is_none()))
 }
 
 impl Pair {
@@ -430,62 +379,6 @@ pub(super) struct MergeStatements {
     pub(super) add: String,
 }
 
-/// Reads single rows of a table in two versions, as they are compared.
-pub(crate) struct RowReader(Pair);
-
-impl RowReader {
-    /// `old` and `new` are the schemas of the versions.
-    pub(crate) async fn of(
-        connection: &mut PgConnection,
-        table: &str,
-        schemas: (&str, &str),
-    ) -> Result<Self, sqlx::Error> {
-        Pair::of(connection, table, schemas, None).await.map(Self)
-    }
-
-    /// The row of this key in the old table.
-    pub(crate) async fn read_old(
-        &self,
-        connection: &mut PgConnection,
-        key: &Columns,
-    ) -> Result<Option<String>, sqlx::Error> {
-        self.read(connection, &self.0.old, key).await
-    }
-
-    /// The row of this key in the new table.
-    pub(crate) async fn read_new(
-        &self,
-        connection: &mut PgConnection,
-        key: &Columns,
-    ) -> Result<Option<String>, sqlx::Error> {
-        self.read(connection, &self.0.new, key).await
-    }
-
-    async fn read(
-        &self,
-        connection: &mut PgConnection,
-        table: &str,
-        key: &Columns,
-    ) -> Result<Option<String>, sqlx::Error> {
-        let mut transaction = connection.begin_with(server_mark::begin(None)).await?;
-        compare_alike(&mut transaction).await?;
-        let is_it = self.0.key.iter().map(|column| {
-            // In a form that the index of the key serves.
-            let column = quote_identifier(column);
-            format!("t.{column} = (jsonb_populate_record(null::{table}, $1)).{column}")
-        });
-        let statement = format!(
-            "-- read_row\nselect {} from {table} as t where {}",
-            row_text("t", &self.0.columns),
-            is_it.collect::<Vec<_>>().join(" and ")
-        );
-        let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false).bind(Json(key));
-        let row = query.fetch_optional(&mut *transaction).await?;
-        transaction.rollback().await?;
-        Ok(row)
-    }
-}
-
 /// Whether a column differs. The text of a row has no collation that would hold different letters to be equal.
 fn is_other(column: &str) -> String {
     let column = quote_identifier(column);
@@ -493,27 +386,8 @@ fn is_other(column: &str) -> String {
 }
 
 /// The columns of a row as one text.
-fn row_text(side: &str, columns: &[String]) -> String {
+pub(super) fn row_text(side: &str, columns: &[String]) -> String {
     let columns: Vec<String> =
         columns.iter().map(|column| format!("{side}.{}", quote_identifier(column))).collect();
     format!("row({})::text", columns.join(", "))
-}
-
-async fn list_columns(connection: &mut PgConnection, table: &str) -> Result<Vec<Column>, sqlx::Error> {
-    let statement = "-- list_columns
-        select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as data_type, k.place::integer as key,
-               a.attidentity <> '' or a.attgenerated = '' and coalesce(pg_get_expr(d.adbin, d.adrelid)
-                 ~* '(nextval|now|random|clock_timestamp|transaction_timestamp|statement_timestamp|timeofday|gen_random_uuid|uuid_generate_v.*|uuidv.) *[(]|current_(date|time)|localtime', false) as volatile,
-               a.attgenerated <> '' as generated, nullif(a.attcollation, 0)::regcollation::text as collation,
-               a.attnotnull as required
-        from pg_attribute as a
-        left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
-        left join pg_index as i on i.indrelid = a.attrelid and i.indisprimary
-        left join lateral (
-          -- Columns that the index only includes are not of the key.
-          select place from unnest(i.indkey::smallint[]) with ordinality as k (number, place)
-          where k.number = a.attnum and place <= i.indnkeyatts
-        ) as k on true
-        where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum";
-    sqlx::query_as(statement).persistent(false).bind(table).fetch_all(connection).await
 }
