@@ -45,7 +45,8 @@ pub(super) async fn readyz(
     let (database, schema) = match reached {
         Ok((databases, through)) => match databases.require_usable().await {
             Ok(()) => {
-                let (schema, through) = tokio::join!(check_schema(&databases), check_through(&through));
+                let (schema, through) =
+                    tokio::join!(check_schema(&databases), check_through(&databases, &through));
                 (through.map(|()| json!({})), schema)
             }
             Err(Unusable { problem, remedy, answers: true }) => {
@@ -81,9 +82,9 @@ fn show(check: Check, detailed: bool) -> Value {
 }
 
 /// Nothing is handled where batches cannot go their way, whatever the direct one does.
-async fn check_through(through: &Through) -> Result<(), (String, String)> {
+async fn check_through(databases: &Databases, through: &Through) -> Result<(), (String, String)> {
     let remedy = || "check that the pooler runs and leads to the server".to_owned();
-    through.require(THROUGH_TIME).await.map_err(|error| (error, remedy()))
+    through.require(databases, THROUGH_TIME).await.map_err(|error| (error, remedy()))
 }
 
 async fn check_schema(databases: &Databases) -> Check {

@@ -221,7 +221,7 @@ impl RequestHandler {
     async fn is_usable(&self) -> bool {
         let Ok(Reached { looking, through, .. }) = self.reach().await else { return false };
         let (is_usable, is_through) =
-            tokio::join!(looking.require_usable(), through.require(health::THROUGH_TIME));
+            tokio::join!(looking.require_usable(), through.require(&looking, health::THROUGH_TIME));
         is_usable.is_ok() && is_through.is_ok()
     }
 

@@ -36,7 +36,7 @@ impl PostgresEventStore {
 fn connect(config: &Config) -> anyhow::Result<PgPool> {
     let url = config.direct_event_store_url();
     let url = url.context("no database is named: write url under [event_store], or set DATABASE_URL")?;
-    Ok(url.connector()?.searching_pool(PgPoolOptions::new()))
+    Ok(url.connector()?.keeping_isolation().searching_pool(PgPoolOptions::new()))
 }
 
 fn refuse(message: &str) -> InvalidConfig {

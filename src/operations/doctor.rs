@@ -3,6 +3,7 @@
 //! The daemon refuses to start only if it would lose events (`preconditions`). The doctor also reports what works badly,
 //! what will fail later, and what is fine, because in an incident that is news, too.
 
+mod hosts;
 mod processing;
 mod running;
 mod server;
@@ -19,6 +20,7 @@ use crate::operations::databases::{Databases, ways};
 use crate::operations::lock_watch::say_who_locks;
 use crate::own_name::in_own_name;
 use crate::postgres::error::chain;
+use crate::postgres::sqlstate::TOO_MANY_CONNECTIONS;
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -80,6 +82,10 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
         Err(error) => {
             let remedy = match config.event_store.url {
                 None => "set DATABASE_URL, or name a configuration with --config",
+                Some(_) if is_full(&error) => {
+                    "end sessions that nobody needs, or raise max_connections or the limit of the role or database (`alter role … \
+                     connection limit`)"
+                }
                 Some(_) => "start the server, or fix the URL, the network or pg_hba.conf",
             };
             findings.push(Finding::failure("connection", chain(&*error), remedy));
@@ -92,6 +98,7 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
         parts.push(("server", Box::pin(server::examine(&databases.projections, "the projections"))));
         parts.push(("writes", Box::pin(server::examine_events_beside(&databases.events))));
     }
+    parts.push(("hosts", Box::pin(hosts::examine(config, program))));
     parts.push(("writes", Box::pin(server::examine_writes(&databases.projections))));
     parts.push(("connections", Box::pin(server::examine_connections(config, &databases))));
     parts.push(("session", Box::pin(session::examine(&databases, config))));
@@ -103,6 +110,13 @@ pub(crate) async fn examine(config: &Config, program: &str, connect_limit: Durat
     }
     databases.close().await;
     findings
+}
+
+/// Whether the server, the role or the database has no connection left.
+fn is_full(error: &anyhow::Error) -> bool {
+    let answers = error.chain().filter_map(|cause| cause.downcast_ref::<sqlx::Error>());
+    let mut codes = answers.filter_map(|answer| answer.as_database_error()?.code());
+    codes.any(|code| code == TOO_MANY_CONNECTIONS)
 }
 
 /// What a part has found, or why it could not be examined.

@@ -67,7 +67,8 @@ pub(crate) fn join(mut errors: Vec<(&PgConnectOptions, sqlx::Error)>) -> sqlx::E
     sqlx::Error::Io(io::Error::new(io::ErrorKind::ConnectionRefused, text))
 }
 
-fn place(options: &PgConnectOptions) -> String {
+/// Where a host is: `db1:5432`.
+pub(super) fn place(options: &PgConnectOptions) -> String {
     match options.get_socket() {
         Some(folder) => format!("{}:{}", folder.display(), options.get_port()),
         None => format!("{}:{}", options.get_host(), options.get_port()),

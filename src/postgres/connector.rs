@@ -3,10 +3,11 @@
 //! Every session that espd opens is asked for with `row_security = off`, so that rows which a policy hides are an error.
 //! Poolers refuse that parameter, or ignore it, which is how they are recognised.
 
+mod latest;
+
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -15,6 +16,8 @@ use tokio::task::JoinHandle;
 
 use super::connect_error::{explain, join};
 use super::deadline;
+use latest::Good;
+pub(crate) use latest::SeenHost;
 
 /// How long a primary is looked for at a time, and how long a look at the one that was found may take.
 const SEARCH_TIME: Duration = Duration::from_secs(10);
@@ -44,16 +47,25 @@ pub(crate) enum NeededHost {
 pub struct Connector {
     hosts: Arc<Hosts>,
     present: Arc<Present>,
+    asked: Asked,
+}
+
+/// What sessions are asked for, beside what all are.
+#[derive(Debug, Clone, Default)]
+struct Asked {
     application_name: Option<String>,
+    /// Whether the isolation of transactions is that of the role. Otherwise each statement sees what others have committed before it:
+    /// what a lock was waited for is read behind it, and nothing is refused that nobody tries again.
+    keeps_isolation: bool,
 }
 
 /// What is known of the hosts at present.
 #[derive(Debug, Default)]
 pub(super) struct Present {
     /// The host that was good last.
-    last: AtomicUsize,
+    good: Mutex<Option<Good>>,
     /// Pools that follow when another host becomes the primary.
-    pools: Mutex<Vec<(PgPool, Option<String>)>>,
+    pools: Mutex<Vec<(PgPool, Asked)>>,
     /// Looks for the primary as long as there are such pools, where nobody else may do so.
     search: Mutex<Option<JoinHandle<()>>>,
 }
@@ -82,6 +94,12 @@ pub(crate) struct Connected {
     pub(crate) options: PgConnectOptions,
 }
 
+impl Present {
+    fn good(&self) -> Option<Good> {
+        *self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl From<PgConnectOptions> for Connector {
     fn from(options: PgConnectOptions) -> Self {
         Self::new(Hosts { options: vec![options], ..Hosts::default() })
@@ -90,13 +108,25 @@ impl From<PgConnectOptions> for Connector {
 
 impl Connector {
     pub(crate) fn new(hosts: Hosts) -> Self {
-        Self { hosts: Arc::new(hosts), present: Arc::default(), application_name: None }
+        Self::of(Arc::new(hosts))
+    }
+
+    fn of(hosts: Arc<Hosts>) -> Self {
+        Self { hosts, present: Arc::default(), asked: Asked::default() }
     }
 
     /// The same database, for sessions with this `application_name`.
     #[must_use]
     pub(crate) fn named(&self, application_name: &str) -> Self {
-        Self { application_name: Some(application_name.to_owned()), ..self.clone() }
+        let asked = Asked { application_name: Some(application_name.to_owned()), ..self.asked.clone() };
+        Self { asked, ..self.clone() }
+    }
+
+    /// The same database, for sessions of an application, whose own transactions are as isolated as its role has them by default.
+    #[must_use]
+    pub(crate) fn keeping_isolation(self) -> Self {
+        let asked = Asked { keeps_isolation: true, ..self.asked };
+        Self { asked, ..self }
     }
 
     /// The same database, with what others know of its hosts.
@@ -105,25 +135,37 @@ impl Connector {
         Self { present: Arc::clone(present), ..self }
     }
 
-    /// Opens a session on the first host that is what is needed.
+    /// Opens a session on the host that was good last. If it is not any more, or nothing is known yet, on the primary of the latest life
+    /// among all hosts.
     ///
     /// # Errors
     /// Why no host is good enough: the error of the only host, or one that names each.
     pub(crate) async fn connect(&self) -> Result<Connected, sqlx::Error> {
         self.require_files()?;
-        let (count, last) = (self.hosts.options.len(), self.present.last.load(Ordering::Relaxed));
-        let mut errors = Vec::new();
-        for index in (0..count).map(|offset| (last + offset) % count) {
+        if !self.has_several_hosts() {
             // On the heap: everything that connects somewhere would have room for it on its stack.
-            match Box::pin(self.try_host(index)).await {
-                Ok(connected) => {
-                    self.prefer(index);
-                    return Ok(connected);
-                }
-                Err(error) => errors.push((&self.hosts.options[index], error)),
+            return Box::pin(self.try_host(0)).await;
+        }
+        let (good, mut errors) = (self.present.good(), Vec::new());
+        if let Some(Good { host, .. }) = good {
+            match Box::pin(self.try_host(host)).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => errors.push((host, error)),
             }
         }
-        Err(join(errors))
+        let others = (0..self.hosts.options.len()).filter(|host| good.is_none_or(|good| good.host != *host));
+        match Box::pin(self.find_latest(others, good.map(|good| good.life))).await {
+            Ok((good, connected)) => {
+                self.prefer(good);
+                Ok(connected)
+            }
+            Err(of_others) => {
+                errors.extend(of_others);
+                errors.sort_by_key(|(host, _)| *host);
+                let named = |(host, error): (usize, _)| (&self.hosts.options[host], error);
+                Err(join(errors.into_iter().map(named).collect()))
+            }
+        }
     }
 
     async fn try_host(&self, index: usize) -> Result<Connected, sqlx::Error> {
@@ -240,7 +282,7 @@ impl Connector {
 
     /// What a session with the host is asked for that was good last.
     fn present_options(&self) -> PgConnectOptions {
-        self.options(self.present.last.load(Ordering::Relaxed) % self.hosts.options.len().max(1))
+        self.options(self.present.good().map_or(0, |good| good.host))
     }
 
     /// A pool of sessions with the present primary that each begin with a statement; an empty one is none. It follows when
@@ -257,13 +299,22 @@ impl Connector {
         statement: &'static str,
     ) -> PgPool {
         let has_several_hosts = self.has_several_hosts();
+        // The pool is known to those whom it would keep otherwise.
+        let (hosts, present) = (Arc::clone(&self.hosts), Arc::downgrade(&self.present));
         let settings = settings.after_connect(move |connection, _| {
+            let (hosts, present) = (Arc::clone(&hosts), Weak::clone(&present));
             Box::pin(async move {
                 if !statement.is_empty() {
                     sqlx::raw_sql(statement).execute(&mut *connection).await?;
                 }
+                if !has_several_hosts {
+                    return Ok(());
+                }
+                if let Some(present) = present.upgrade() {
+                    Self { present, ..Self::of(hosts) }.require_known().await?;
+                }
                 // A host that has become a standby must not be read.
-                if has_several_hosts { refuse_standby(connection).await } else { Ok(()) }
+                refuse_standby(connection).await
             })
         });
         let pool = settings.connect_lazy_with(options);
@@ -272,29 +323,44 @@ impl Connector {
         }
         let mut pools = self.present.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|(pool, _)| !pool.is_closed());
-        pools.push((pool.clone(), self.application_name.clone()));
+        pools.push((pool.clone(), self.asked.clone()));
         pool
     }
 
+    /// Refuses a session of a pool that was opened before anybody knew which host is the primary, and finds out.
+    async fn require_known(&self) -> Result<(), sqlx::Error> {
+        if self.present.good().is_some() {
+            return Ok(());
+        }
+        let found = deadline::in_time(SEARCH_TIME, self.named("espd: primary").connect()).await?;
+        found.connection.close().await?;
+        Err(not_needed("nobody knew yet which host is the primary"))
+    }
+
     /// Remembers which host is good, and leads the pools there.
-    fn prefer(&self, index: usize) {
-        if self.present.last.swap(index, Ordering::Relaxed) == index {
+    fn prefer(&self, good: Good) {
+        let before = self.present.good.lock().unwrap_or_else(PoisonError::into_inner).replace(good);
+        // A pool that was made before anybody knew leads to the first.
+        if before.map_or(0, |before| before.host) == good.host {
             return;
         }
-        for (pool, name) in &*self.present.pools.lock().unwrap_or_else(PoisonError::into_inner) {
-            let connector = Self { application_name: name.clone(), ..self.clone() };
-            pool.set_connect_options(connector.options(index));
+        for (pool, asked) in &*self.present.pools.lock().unwrap_or_else(PoisonError::into_inner) {
+            let connector = Self { asked: asked.clone(), ..self.clone() };
+            pool.set_connect_options(connector.options(good.host));
         }
     }
 
     /// What a session is asked for.
     fn options(&self, index: usize) -> PgConnectOptions {
-        self.plain_options(index).options([("row_security", "off")])
+        let options = self.plain_options(index).options([("row_security", "off")]);
+        let isolation =
+            (!self.asked.keeps_isolation).then_some(("default_transaction_isolation", "read committed"));
+        options.options(isolation)
     }
 
     fn plain_options(&self, index: usize) -> PgConnectOptions {
         let options = self.hosts.options[index].clone().disable_statement_logging();
-        match &self.application_name {
+        match &self.asked.application_name {
             Some(name) => options.application_name(name),
             None => options,
         }

@@ -8,6 +8,7 @@ pub(crate) mod database_url;
 pub(crate) mod deadline;
 pub(crate) mod error;
 pub(crate) mod lexer;
+pub(crate) mod life;
 pub(crate) mod literal;
 pub(crate) mod name;
 pub(crate) mod notify;

@@ -17,6 +17,9 @@ pub(crate) const SEE_ALL_ROWS: &str = "set local row_security = off;";
 /// What a transaction begins with that sees what others commit before it has its locks, whatever the role or the database has by default.
 pub(crate) const READ_COMMITTED: &str = "begin isolation level read committed; set local row_security = off;";
 
+/// The same for a transaction that has begun and done nothing yet.
+const READ_COMMITTED_NOW: &str = "set transaction isolation level read committed;";
+
 /// An advisory lock that one session holds for as long as it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerMark(i64);
@@ -34,6 +37,12 @@ impl ServerMark {
         let statement = format!("-- set_server_mark\nselect pg_advisory_lock({})", mark.0);
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
         Ok(mark)
+    }
+
+    /// Gives the lock up, in the session that has taken it.
+    pub(crate) async fn remove(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let statement = format!("-- remove_server_mark\nselect pg_advisory_unlock({})", self.0);
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
     }
 
     /// A statement that fails, with [`ELSEWHERE`], in a session of another server or database. It says something about the
@@ -60,14 +69,15 @@ impl ServerMark {
 /// What a transaction begins with, so that it sees every row, and runs where it belongs.
 pub(crate) fn prelude(mark: Option<ServerMark>) -> String {
     match mark {
-        Some(mark) => format!("{SEE_ALL_ROWS} {}", mark.requirement()),
+        // A pooler keeps no settings of a session.
+        Some(mark) => format!("{READ_COMMITTED_NOW} {SEE_ALL_ROWS} {}", mark.requirement()),
         None => SEE_ALL_ROWS.to_owned(),
     }
 }
 
 /// As [`prelude`], with the `begin` of the transaction.
 pub(crate) fn begin(mark: Option<ServerMark>) -> AssertSqlSafe<String> {
-    AssertSqlSafe(format!("begin; {}", prelude(mark)))
+    AssertSqlSafe(format!("begin isolation level read committed; {}", prelude(mark)))
 }
 
 /// Whether a session says with this error that it is somewhere else than the mark.

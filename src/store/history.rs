@@ -10,10 +10,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::event::Position;
+use crate::postgres::life::Life;
 use crate::store::layout::{LAST_VALUE, Layout, Order};
-
-/// SQLSTATEs of a function that the role may not call, or that the server does not have.
-const NOT_TOLD: [&str; 3] = ["42501", "42883", "0A000"];
 
 /// Which store a connection leads to, and how far that store has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,16 +53,8 @@ pub(crate) enum HistoryChange {
 impl History {
     /// Reads the history of the store that the connection leads to, which has to be a primary.
     pub(crate) async fn read(connection: &mut PgConnection, layout: &Layout) -> Result<Self, sqlx::Error> {
-        let system_identifier = "-- read_system_identifier
-             select system_identifier from pg_control_system()";
-        // The control file has the new timeline only some time after a promotion.
-        let timeline = "-- read_timeline
-             select ('x' || lpad(left(pg_walfile_name(pg_current_wal_lsn()), 8), 16, '0'))::bit(64)::bigint";
-        Ok(Self {
-            system_identifier: read_if_told(connection, system_identifier).await?,
-            timeline: read_if_told(connection, timeline).await?,
-            head: read_head(connection, layout).await?,
-        })
+        let Life { system_identifier, timeline } = Life::read(&mut *connection).await?;
+        Ok(Self { system_identifier, timeline, head: read_head(connection, layout).await? })
     }
 
     /// How this store differs from the one `before`; `None`: it is the same one, no older.
@@ -95,22 +85,6 @@ impl fmt::Display for HistoryChange {
                 write!(f, "it has gone back (last id drawn {now}, before {before})")
             }
         }
-    }
-}
-
-/// The number that a statement returns; `None` where this role or this server may not ask.
-async fn read_if_told(
-    connection: &mut PgConnection,
-    statement: &'static str,
-) -> Result<Option<i64>, sqlx::Error> {
-    match sqlx::raw_sql(statement).fetch_one(connection).await {
-        Ok(row) => row.try_get(0),
-        Err(sqlx::Error::Database(error))
-            if error.code().is_some_and(|code| NOT_TOLD.contains(&code.as_ref())) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whether espd can work on its databases at present: they answer, they are no standby, and they let it write.
+//! Whether espd can work on its databases at present: they answer, they are no standby, they let it write, and what it writes is committed.
 
 use sqlx::{PgExecutor, PgPool, Row as _};
 
@@ -48,7 +48,7 @@ impl Databases {
 #[derive(Debug)]
 pub(crate) struct Restriction {
     pub(crate) unusable: Unusable,
-    /// Whether it is a copy of another server. Otherwise, its transactions may not write.
+    /// Whether it is a copy of another server. Otherwise, its transactions may not write, or are not committed.
     pub(crate) is_standby: bool,
     /// Whether that is so for everybody, and not only for the role or the session that asks.
     pub(crate) concerns_all: bool,
@@ -83,7 +83,14 @@ pub(crate) async fn find_restriction(
     let statement = "
         -- find_restriction
         select pg_is_in_recovery() as is_standby, current_setting('transaction_read_only') = 'on' as is_read_only,
-               s.source, quote_ident(current_database()) as database, quote_ident(session_user) as login
+               s.source, quote_ident(current_database()) as database, quote_ident(session_user) as login,
+               -- As far as this role may see: at least its own sessions.
+               (select format('%s sessions, among them process %s, for up to %s s', count(*), min(pid),
+                              round(extract(epoch from max(clock_timestamp() - query_start))))
+                from pg_stat_activity
+                where wait_event = 'SyncRep' and query_start < clock_timestamp() - interval '5s' having count(*) > 0) as waits,
+               exists (select from pg_stat_activity
+                       where application_name like 'espd: %' and usename = session_user and pid <> pg_backend_pid()) as is_espds
         from pg_settings as s where s.name = 'default_transaction_read_only'";
     let row = simple(statement.to_owned()).fetch_one(connection).await?;
     if row.try_get("is_standby")? {
@@ -91,6 +98,9 @@ pub(crate) async fn find_restriction(
         let problem = "the server is a standby, on which nothing can be handled".to_owned();
         let unusable = Unusable { problem, remedy: remedy.to_owned(), answers: true };
         return Ok(Some(Restriction { unusable, is_standby: true, concerns_all: true }));
+    }
+    if let Some(waits) = row.try_get::<Option<String>, _>("waits")? {
+        return Ok(Some(of_standby_that_is_away(&waits)));
     }
     if !row.try_get::<bool, _>("is_read_only")? {
         return Ok(None);
@@ -105,9 +115,23 @@ pub(crate) async fn find_restriction(
         remedy: format!("{}, which counts for new sessions", assignment.trim_end_matches(';')),
         answers: true,
     };
+    let is_of_all = matches!(source.as_str(), "database" | "configuration file" | "command line" | "default");
+    // A daemon that works with the role is there as well.
     let concerns_all =
-        matches!(source.as_str(), "database" | "configuration file" | "command line" | "default");
+        is_of_all || matches!(source.as_str(), "user" | "database user") && row.try_get("is_espds")?;
     Ok(Some(Restriction { unusable, is_standby: false, concerns_all }))
+}
+
+/// Commits wait for a synchronous standby that does not answer; `waits`: which, and for how long.
+fn of_standby_that_is_away(waits: &str) -> Restriction {
+    let unusable = Unusable {
+        problem: format!("commits wait for a synchronous standby that does not answer: {waits}"),
+        remedy: "start the standby again, or take it out of synchronous_standby_names (`alter system set …`, then `select \
+             pg_reload_conf()`). To end the sessions would commit what they have, without the standby"
+            .to_owned(),
+        answers: true,
+    };
+    Restriction { unusable, is_standby: false, concerns_all: true }
 }
 
 /// Why a database does not answer. A pool tries to connect until its time is over, and then only says that.

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use sqlx::{Connection as _, PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use tokio::sync::Mutex;
 
+use super::Databases;
 use crate::config::{Config, DatabaseUrl};
 use crate::postgres::connect_error::explanation;
 use crate::postgres::connector::{Connected, Connector};
@@ -140,31 +141,50 @@ impl Through {
         Ok(Self(ways))
     }
 
-    /// Fails where one of them cannot be gone.
-    pub(crate) async fn require(&self, limit: Duration) -> Result<(), String> {
+    /// Fails where one of them cannot be gone, or leads to another database than the direct one.
+    pub(crate) async fn require(&self, databases: &Databases, limit: Duration) -> Result<(), String> {
         for (section, url, connector, connection) in &self.0 {
+            let direct = if *section == "[projections]" { &databases.projections } else { &databases.events };
             let mut known = connection.lock().await;
-            let answered = in_time(limit, answer_through(connector, known.take())).await;
-            let connection =
-                answered.map_err(|error| format!("{section} `url`: {}", unusable(url, &error)))?;
+            let answered = in_time(limit, answer_through(connector, known.take(), direct)).await;
+            let connection = answered.map_err(|error| {
+                let fault = if is_elsewhere(&error) { WayFault::Elsewhere } else { unusable(url, &error) };
+                format!("{section} `url`: {fault}")
+            })?;
             *known = Some(connection);
         }
         Ok(())
     }
 }
 
-/// Has the server answer through this connection, or through a new one.
+/// Has the server answer through this connection, or through a new one, and compares it with the one that `direct` leads to.
 async fn answer_through(
     connector: &Connector,
     known: Option<PgConnection>,
+    direct: &PgPool,
 ) -> Result<PgConnection, sqlx::Error> {
-    if let Some(mut connection) = known
-        && read_pid(&mut connection).await.is_ok()
-    {
-        return Ok(connection);
+    let mut direct = direct.acquire().await?;
+    let mark = ServerMark::set(&mut direct).await?;
+    let answered = answer_marked(connector, known, mark).await;
+    mark.remove(&mut direct).await?;
+    answered
+}
+
+async fn answer_marked(
+    connector: &Connector,
+    known: Option<PgConnection>,
+    mark: ServerMark,
+) -> Result<PgConnection, sqlx::Error> {
+    if let Some(mut connection) = known {
+        match compare(&mut connection, Some(mark)).await {
+            Ok(()) => return Ok(connection),
+            Err(error) if is_elsewhere(&error) => return Err(error),
+            // It has ended meanwhile.
+            Err(_) => {}
+        }
     }
     let mut connection = connector.connect().await?.connection;
-    read_pid(&mut connection).await?;
+    compare(&mut connection, Some(mark)).await?;
     Ok(connection)
 }
 

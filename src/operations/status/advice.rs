@@ -163,7 +163,7 @@ pub(super) fn advise(status: &ProcessorStatus, surroundings: Surroundings<'_>) -
         of_rows_not_verified(status, surroundings.now),
         of_handler_change(status, surroundings.now),
         of_other_version(status, surroundings).map(|advice| not_synchronous(advice, surroundings)),
-        holders::of_horizon(status, surroundings.now),
+        holders::of_horizon(status, surroundings),
     ];
     let mut advice: Vec<Advice> = parts.into_iter().flatten().collect();
     advice.sort_by_key(|advice| advice.topic);

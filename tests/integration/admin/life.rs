@@ -239,3 +239,70 @@ async fn why_there_is_no_connection_is_told() {
     eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
     daemon.stop().await;
 }
+
+/// A role may have it from a setting of its own, which need not be the daemon's.
+#[tokio::test]
+async fn a_role_of_the_daemon_that_may_only_read_is_named() {
+    let (db, installation, daemon, _) = running("").await;
+    let role: String = sqlx::query_scalar("select current_user::text").fetch_one(&db.pool).await.unwrap();
+    let set = |to: &str| {
+        let (database, setting) = (&db.name, "default_transaction_read_only");
+        AssertSqlSafe(format!(
+            "begin read write; alter role {role} in database {database} set {setting} = {to}; commit"
+        ))
+    };
+    sqlx::raw_sql(set("on")).execute(&db.pool).await.unwrap();
+    end_sessions(&db.pool).await;
+    eventually("the reason", async || {
+        let status = installation.status("notes").await;
+        let problem = status["advice"][0]["problem"].as_str()?.to_owned();
+        (problem.starts_with("No daemon can run notes: ") && problem.contains("may only read")).then_some(())
+    })
+    .await;
+    sqlx::raw_sql(set("off")).execute(&db.pool).await.unwrap();
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "notes", last).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn commits_that_wait_for_a_standby_that_is_away_are_named_everywhere() {
+    let server = support::server().await;
+    let db = support::database_on(&server).await;
+    let installation = Installation::new(&db.url, &settings(""));
+    installation.declare_notes("notes", "");
+    let daemon = installation.start_daemon();
+    let client = endpoint(&daemon).await;
+    let first = append(&db.pool, 1).await;
+    reaches(&db.pool, "notes", first).await;
+    let set = async |names: &str| {
+        let statement = format!("alter system set synchronous_standby_names = '{names}'");
+        sqlx::query(AssertSqlSafe(statement)).execute(&db.pool).await.unwrap();
+        sqlx::query("select pg_reload_conf()").execute(&db.pool).await.unwrap();
+    };
+    set("nobody").await;
+    let pool = db.pool.clone();
+    let appending = tokio::spawn(async move { append(&pool, 1).await });
+    let reason = "commits wait for a synchronous standby that does not answer";
+    eventually("the reason", async || {
+        let reply = client.get("/readyz").await;
+        (reply.status == 503 && reply.body.contains(reason)).then_some(())
+    })
+    .await;
+    let doctor = installation.espctl(&["doctor"]).await;
+    assert!(doctor.code == Some(1) && doctor.stdout.contains(reason), "{doctor:?}");
+    eventually("the reason in the status", async || {
+        let status = installation.status("notes").await;
+        let advice = status["advice"].as_array()?.clone();
+        // Whoever ends one of them has it commit without the standby.
+        assert!(!status.to_string().contains("pg_terminate_backend"), "{status}");
+        advice.iter().any(|one| one.to_string().contains(reason)).then_some(())
+    })
+    .await;
+    set("").await;
+    let last = appending.await.unwrap();
+    reaches(&db.pool, "notes", last).await;
+    eventually("readiness", async || (client.get("/readyz").await.status == 200).then_some(())).await;
+    daemon.stop().await;
+    server.stop().await;
+}

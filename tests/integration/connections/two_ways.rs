@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use crate::admin::endpoint;
 use crate::support::facts::{append, eventually, position, reaches};
 use crate::support::pooler::Pooler;
 use crate::support::program::{Installation, Program};
 use crate::support::{self, Database};
 
-const RUNNER: &str = "[runner]\npoll_interval_max = '50ms'\n[retry]\ninitial = '1s'\n";
+const RUNNER: &str =
+    "[runner]\npoll_interval_max = '50ms'\n[retry]\ninitial = '1s'\n[admin]\nlisten = '127.0.0.1:0'\n";
 
 fn installation(url: &str, direct_url: &str) -> Installation {
     let store = format!("[event_store]\nurl = '{url}'\ndirect_url = '{direct_url}'\n{RUNNER}");
@@ -25,6 +27,14 @@ async fn complains(daemon: &Program) {
         })
     })
     .await;
+}
+
+/// The endpoint says so as well: nothing can be handled.
+async fn is_not_ready(daemon: &Program) {
+    let client = endpoint(daemon).await;
+    let ready = client.get("/readyz").await;
+    assert!(ready.status == 503 && ready.body.contains("lead to different databases"), "{ready:?}");
+    assert!(client.get("/metrics").await.body.contains("\nespd_database_up 0\n"));
 }
 
 /// Every surface says that the two differ.
@@ -48,6 +58,7 @@ async fn a_slip_in_the_urls_handles_nothing() {
     all_complain(&installation, "[event_store]").await;
     let daemon = installation.start_daemon();
     complains(&daemon).await;
+    is_not_ready(&daemon).await;
     assert_eq!((position(&one.pool, "notes").await, position(&other.pool, "notes").await), (0, 0));
     daemon.stop().await;
 }
@@ -63,6 +74,7 @@ async fn a_slip_in_the_urls_of_the_projections_handles_nothing() {
     all_complain(&installation, "[projections]").await;
     let daemon = installation.start_daemon();
     complains(&daemon).await;
+    is_not_ready(&daemon).await;
     assert_eq!(position(&one.pool, "notes").await, 0);
     daemon.stop().await;
 }
@@ -76,6 +88,7 @@ async fn repoint(installation: &Installation, pooler: &Pooler, events: &Database
     pooler.repoint(&other);
     append(&events.pool, 10).await;
     complains(&daemon).await;
+    is_not_ready(&daemon).await;
     // Whatever was under way is over by then; nothing more may move.
     let moved = position(&other.pool, "notes").await;
     assert_eq!(moved, 0, "the other database's position follows this one's events");

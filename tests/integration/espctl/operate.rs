@@ -284,3 +284,35 @@ async fn a_wait_survives_lost_connections_within_its_time() {
     server.stop().await;
     assert_eq!(waiting.ended().await.code(), Some(75), "{:?}", waiting.log());
 }
+
+/// Nobody tries again what a serializable statement was refused for.
+#[tokio::test]
+async fn a_role_that_is_serializable_by_default_makes_no_command_so() {
+    let db = support::database().await;
+    let installation = Installation::new(&db.url, RUNNER);
+    installation.declare_notes("notes", "");
+    installation.espctl(&["migrate"]).await.printed();
+    let role: String = sqlx::query_scalar("select current_user::text").fetch_one(&db.pool).await.unwrap();
+    let statement = format!(
+        "alter role {role} in database {} set default_transaction_isolation = serializable;
+         create table public.isolations (isolation text);
+         create function note_isolation() returns trigger language plpgsql as
+           'begin insert into public.isolations values (current_setting(''transaction_isolation'')); return new; end';
+         create trigger note_isolation after update or insert on espd.trackers
+           for each row execute function note_isolation();",
+        db.name
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&db.pool).await.unwrap();
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 10).await;
+    reaches(&db.pool, "notes", last).await;
+    installation.espctl(&["pause", "notes"]).await.printed();
+    installation.espctl(&["resume", "notes"]).await.printed();
+    installation.espctl(&["reset", "notes", "--yes"]).await.printed();
+    daemon.stop().await;
+    let found: Vec<String> = sqlx::query_scalar("select distinct isolation from public.isolations")
+        .fetch_all(&db.pool)
+        .await
+        .unwrap();
+    assert_eq!(found, ["read committed"]);
+}

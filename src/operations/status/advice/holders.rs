@@ -4,7 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::super::format::{format_duration, thousands};
 use super::super::{HeldBy, LockWait, ProcessorStatus};
-use super::{Advice, Topic};
+use super::{Advice, Surroundings, Topic};
+use crate::operations::databases::usable::Unusable;
 
 /// A transaction that has been open for less, in seconds, is one of many that append: others follow it, and nobody has to end one.
 const OPEN_MIN: f64 = 1.0;
@@ -13,7 +14,10 @@ const OPEN_MIN: f64 = 1.0;
 const OWN_MAX: f64 = 600.0;
 
 /// Who holds the settled horizon back for long, if anyone does.
-pub(super) fn of_horizon(status: &ProcessorStatus, now: DateTime<Utc>) -> Option<Advice> {
+pub(super) fn of_horizon(
+    status: &ProcessorStatus,
+    Surroundings { now, unusable, .. }: Surroundings<'_>,
+) -> Option<Advice> {
     let held_by = &status.held_by;
     let oldest = held_by.iter().map(|holder| holder.seconds.unwrap_or(0.0)).reduce(f64::max)?;
     if oldest < OPEN_MIN && held_by.iter().all(|holder| holder.seconds.is_some() && holder.prepared.is_none())
@@ -28,7 +32,11 @@ pub(super) fn of_horizon(status: &ProcessorStatus, now: DateTime<Utc>) -> Option
         join(held_by, describe_holder),
     );
     let since = now - TimeDelta::milliseconds((oldest * 1_000.0) as i64);
-    let remedy = describe_end_of(held_by);
+    // They cannot end then.
+    let remedy = match unusable {
+        Some(Unusable { remedy, problem, .. }) => format!("Correct this first: {problem}. {remedy}."),
+        None => describe_end_of(held_by),
+    };
     Some(Advice::new(Topic::HorizonHeldBack, problem, Some(since), remedy))
 }
 
