@@ -111,7 +111,7 @@ impl Processor for ProgramProcessor {
         let names = self.base.declaration.table_names();
         if self.kind() == ProcessorKind::Projector {
             // Another version finds out by it what `ddl` has made.
-            self.base.tables().note_declared(&mut transaction).await?;
+            self.base.tables().note_declared(&mut transaction, self.base.events.layout().upcasts()).await?;
         }
         self.tables = RowTables::read(&mut transaction, &self.base.scope.schema, &names).await?;
         transaction.commit().await?;

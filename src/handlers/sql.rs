@@ -206,7 +206,7 @@ impl Processor for SqlProcessor {
             .map_err(|error| self.attribute_to_declaration(error))?;
         self.has_changed = before != self.read_source(&mut transaction).await?;
         self.prepare_fold(&mut transaction).await?;
-        self.base.tables().note_declared(&mut transaction).await?;
+        self.base.tables().note_declared(&mut transaction, self.base.events.layout().upcasts()).await?;
         self.prepare_synchronous(&mut transaction, claim).await?;
         transaction.commit().await?;
         Ok(())

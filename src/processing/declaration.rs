@@ -43,6 +43,7 @@ pub use webhook::WebhookDeclaration;
 pub(crate) use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret};
 
 use crate::retry::RetryPolicy;
+use crate::store::upcast::Upcast;
 
 /// A projector or reactor, as declared under `[projector]` or `[reactor]`, or by a program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,6 +93,10 @@ pub struct ProcessorDeclaration {
     pub checks: Vec<Check>,
     /// What only reactors declare; `None` for a projector.
     pub reactor: Option<ReactorDeclaration>,
+    /// The upcasts that old events are read through, where a declaration is recorded that ran with them; `None`: those that there
+    /// are now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_through: Option<Vec<Upcast>>,
 }
 
 /// How long a handler in Rust may take, unless something else is said: 5 min.
@@ -149,9 +154,10 @@ impl ProcessorDeclaration {
     }
 
     /// The declaration as it is recorded in the database: of a program it has nothing but the types of events, because the command and
-    /// the environment may have what is for nobody else.
-    pub(crate) fn recorded(&self) -> Self {
+    /// the environment may have what is for nobody else. What `upcasts` do in Rust cannot be recorded.
+    pub(crate) fn recorded(&self, upcasts: &[Upcast]) -> Self {
         let mut recorded = self.clone();
+        recorded.read_through = upcasts.iter().all(|upcast| upcast.code.is_none()).then(|| upcasts.to_vec());
         if let Handling::Program(program) = &mut recorded.handling {
             *program = ProgramDeclaration::new(program.events.clone(), Vec::new(), PathBuf::new());
         }
@@ -329,6 +335,7 @@ mod tests {
             approve: Approve::default(),
             checks: vec![],
             reactor: None,
+            read_through: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));
         let before = projector.handler_fingerprint(&[]);

@@ -62,6 +62,8 @@ pub(crate) struct Source {
     pub(crate) table: String,
     /// What stands behind `from`, with the ten columns of an event in espd's own types, upcasts applied.
     sql: String,
+    /// The same without upcasts.
+    plain: String,
     /// The same without upcasts and with JSON as it is stored, which reading cannot fail at.
     as_stored: String,
     /// The columns that the table must have, each with the types that it may have, joined by ` or `.
@@ -192,13 +194,22 @@ impl Layout {
         self
     }
 
+    /// The same layout, in which old events are read through these upcasts alone.
+    #[cfg(feature = "daemon")]
+    #[must_use]
+    pub(crate) fn reading_through(mut self, upcasts: &[Upcast]) -> Self {
+        self.events.sql.clone_from(&self.events.plain);
+        self.events.upcasts.clear();
+        self.with_upcasts(upcasts)
+    }
+
     /// The same layout, in which readers see only the events that a condition on `e` holds for. The table of events is the same
     /// one, so what the store was remembered by still stands.
     #[cfg(feature = "daemon")]
     #[must_use]
     pub(crate) fn only(mut self, condition: &str) -> Self {
         let events = &mut self.events;
-        for source in [&mut events.sql, &mut events.as_stored] {
+        for source in [&mut events.sql, &mut events.plain, &mut events.as_stored] {
             *source = format!("(select e.* from {source} as e where {condition})");
         }
         events.is_whole = false;

@@ -95,6 +95,7 @@ pub(crate) fn read_processor(
         approve: approve.unwrap_or_default(),
         checks,
         reactor,
+        read_through: None,
     };
     // What is left out of a native processor, its program may say.
     if !matches!(declaration.handling, Handling::Native(_)) {

@@ -113,7 +113,7 @@ impl Processor for NativeProcessor {
         self.base.prepare(&mut transaction, claim).await?;
         if self.kind() == ProcessorKind::Projector {
             // Another version finds out by it what `ddl` has made.
-            self.base.tables().note_declared(&mut transaction).await?;
+            self.base.tables().note_declared(&mut transaction, self.base.events.layout().upcasts()).await?;
         }
         self.effects_pending = match &self.effects {
             Some(effects) => effects.are_pending(&mut transaction, &claim.key).await?,

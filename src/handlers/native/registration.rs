@@ -236,6 +236,7 @@ impl Registration {
             checks: self.checks.iter().map(check).collect(),
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
+            read_through: None,
             name: self.name,
         };
         self.settings.apply_to(&mut declaration);

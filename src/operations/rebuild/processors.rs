@@ -87,6 +87,10 @@ impl Operator<'_> {
         let scope = &databases.scope;
         let scope = scope.beside(&beside.schema(&scope.schema, &declaration.name));
         let layout = databases.layout.clone();
+        let layout = match &declaration.read_through {
+            Some(upcasts) => layout.reading_through(upcasts),
+            None => layout,
+        };
         let layout = condition.map_or(layout.clone(), |condition| layout.only(condition));
         let events = if databases.elsewhere {
             Events::Elsewhere(PostgresEventStore::new(databases.events.clone(), layout))

@@ -25,6 +25,7 @@ fn declared(columns: &str, handler: &str, ddl: &[&str]) -> ProcessorDeclaration 
         approve: Default::default(),
         checks: vec![],
         reactor: None,
+        read_through: None,
     }
 }
 

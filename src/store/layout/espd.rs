@@ -35,6 +35,7 @@ impl Layout {
         Ok(Self {
             events: Source {
                 sql: table.clone(),
+                plain: table.clone(),
                 as_stored: table.clone(),
                 table: table.clone(),
                 columns: &COLUMNS,

@@ -55,6 +55,7 @@ impl Layout {
         Ok(Self {
             events: Source {
                 sql: source(&table, "jsonb"),
+                plain: source(&table, "jsonb"),
                 as_stored: source(&table, "json"),
                 table: table.clone(),
                 columns: &COLUMNS,

@@ -49,6 +49,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         approve: Approve::default(),
         checks: vec![],
         reactor: None,
+        read_through: None,
     }
 }
 

@@ -8,11 +8,16 @@ use super::dependents::Dependent;
 use crate::postgres::quote::quote_identifier;
 use crate::processing::declaration::{ProcessorDeclaration, TableDeclaration};
 use crate::processing::processor::ProcessorError;
+use crate::store::upcast::Upcast;
 
 impl Tables<'_> {
-    /// Records the whole declaration, so that this version can go on where the configuration has another one. Of tables that
+    /// Records the whole declaration, with the upcasts, so that this version can go on where the configuration has others. Of tables that
     /// fit a newer declaration of the version, that one stays recorded.
-    pub(crate) async fn note_declared(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    pub(crate) async fn note_declared(
+        &self,
+        connection: &mut PgConnection,
+        upcasts: &[Upcast],
+    ) -> Result<(), sqlx::Error> {
         let statement = format!(
             "-- note_declared
              update {}.declarations set declared = $3
@@ -23,7 +28,7 @@ impl Tables<'_> {
             .persistent(false)
             .bind(&self.declaration.name)
             .bind(self.declaration.version)
-            .bind(sqlx::types::Json(self.declaration.recorded()))
+            .bind(sqlx::types::Json(self.declaration.recorded(upcasts)))
             .bind(fingerprint(self.declaration))
             .execute(connection)
             .await

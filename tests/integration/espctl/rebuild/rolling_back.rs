@@ -67,6 +67,38 @@ async fn a_version_that_has_followed_another_store_does_not_serve_again() {
     daemon.stop().await;
 }
 
+/// A version reads old events as it was made to, whatever a later one has declared.
+#[tokio::test]
+async fn a_former_version_handles_what_has_come_since_through_its_own_upcasts() {
+    let (fixture, daemon) = Fixture::running().await;
+    daemon.stop().await;
+    let path = fixture.installation.path().join("espd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    let upcast =
+        "[[upcast]]\nevents = ['A']\ntype = 'B'\nbody = \"jsonb_build_object('other', event.body->'n')\"\n";
+    std::fs::write(&path, format!("{settings}\n{upcast}")).unwrap();
+    let second = declaration(2, WIDER.0, WIDER.1).replace("events = ['A']", "events = ['B']");
+    fixture.installation.declare("orders", &second);
+    let daemon = fixture.installation.start_daemon();
+    append(&fixture.db.pool, 2).await;
+    reaches(&fixture.db.pool, "orders", 7).await;
+    let equal = "orders: nothing differs, 7 rows were compared\n";
+    assert_eq!(fixture.espctl(&["verify", "orders"]).await.printed(), equal, "the first version serves");
+
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    append(&fixture.db.pool, 3).await;
+    reaches(&fixture.db.pool, "orders", 10).await;
+    assert_eq!(fixture.fact("select count(*) from orders").await, "10");
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact("select count(*) from orders").await, "10", "what has come since is there");
+    append(&fixture.db.pool, 2).await;
+    reaches(&fixture.db.pool, "orders", 12).await;
+    assert_eq!(fixture.fact("select count(*) from orders").await, "12");
+    let said = fixture.espctl(&["verify", "orders"]).await.printed();
+    assert_eq!(said, "orders: nothing differs, 12 rows were compared\n");
+    daemon.stop().await;
+}
+
 const PROGRAM: &str = r#"
 import json, sys
 mark = "MARK"
