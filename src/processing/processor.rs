@@ -25,10 +25,10 @@ pub(crate) use base::{OthersObjects, find_obstacle_to_emit};
 pub(crate) use batch::Batch;
 pub use batch::Delivery;
 pub(crate) use tables::{
-    Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, describe_missing, drop_tables,
-    find_foreign_table, find_made, find_missing, fingerprint, foresee_fit, forget_planned_dependents,
-    is_only_looked_at, list_dependents_on, list_missing, list_planned_dependents, note_made, observe,
-    observe_planned, observe_with, were_made_from_other,
+    Dependent, Dropped, Fit, HandledBy, ObjectId, Replaced, Tables, describe_missing, describe_moved,
+    drop_tables, find_foreign_table, find_made, find_missing, find_moved, fingerprint, foresee_fit,
+    forget_planned_dependents, is_only_looked_at, list_dependents_on, list_missing, list_moved,
+    list_planned_dependents, note_made, observe, observe_planned, observe_with, were_made_from_other,
 };
 
 /// Where the events of a processor are.

@@ -70,6 +70,7 @@ pub(crate) use verification::{
     KEYS_MAX, Slice, Unverified, Verification, clear_found, forget_unverified, list_unverified,
     list_verifications, note_slice, note_unverified, pace,
 };
+pub(crate) use views::list_populated_views;
 pub(crate) use wish::{Declared, Seen, Wish, decide};
 
 /// Where a rebuild is.

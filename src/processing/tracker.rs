@@ -111,7 +111,7 @@ impl Trackers {
     }
 
     /// Makes sure that the processor has a tracker, of whatever version. A new tracker gets the version of `key` and begins at
-    /// `position`.
+    /// `position`. One that begins anew may be of another kind than it was.
     pub async fn register(
         &self,
         connection: impl PgExecutor<'_>,
@@ -126,7 +126,9 @@ impl Trackers {
              select pg_advisory_xact_lock(hashtext('espd: register ' || {name}));
              insert into {trackers} (name, version, partition, kind, position, began_at)
              select {name}, {version}, {partition}, '{kind}', {position}, {position}
-             where not exists (select from {trackers} where name = {name} and partition = {partition})",
+             where not exists (select from {trackers} where name = {name} and partition = {partition});
+             update {trackers} set kind = '{kind}'
+             where name = {name} and partition = {partition} and position = 0 and kind <> '{kind}'",
             trackers = self.table,
             name = quote_literal(name),
             kind = kind.as_str()

@@ -14,7 +14,9 @@ pub(super) fn describe(known: &Known<'_>) -> Planned {
         (Some(found), ..) => {
             (Action::Stop, format!("stops, because {}: {}", found.describe(), found.remedy()))
         }
-        (None, _, Some(foreign)) if !is_raised => (Action::Stop, format!("stops, because {foreign}")),
+        (None, _, Some(foreign)) if !is_raised && known.moved.is_none() => {
+            (Action::Stop, format!("stops, because {foreign}"))
+        }
         (None, None, _) => {
             let lost = known.lost_ways_back.iter().map(|lost| format!("; {lost}")).collect::<String>();
             (Action::Start, describe_start(declaration) + &lost)
@@ -32,6 +34,10 @@ fn describe_known(known: &Known<'_>, tracker: &TrackerRow) -> (Action, String) {
     let ProcessorDeclaration { name, version, .. } = known.declaration;
     let serves = tracker.version;
     match &known.fit {
+        _ if known.moved.is_some() => {
+            let why = known.moved.as_deref().unwrap_or_default();
+            (Action::Stop, format!("stops, because {why}"))
+        }
         _ if !known.missing.is_empty() => {
             let why = describe_missing(name, &known.missing.join(", "));
             (Action::Stop, format!("stops, because {why}"))

@@ -11,7 +11,9 @@ use crate::handlers::sql::{OwnedByOthers, find_owned_by_others};
 use crate::operations::databases::Databases;
 use crate::postgres::quote::quote_identifier;
 use crate::processing::declaration::{HandledEvents, Handling, ProcessorDeclaration, Unsuitable};
-use crate::processing::processor::{Fit, HandledBy, find_foreign_table, foresee_fit, list_missing};
+use crate::processing::processor::{
+    Fit, HandledBy, describe_moved, find_foreign_table, foresee_fit, list_missing, list_moved,
+};
 use crate::processing::rebuild::{LacksSchemas, LeftOut, list_left_out};
 use crate::processing::tracker::TrackerRow;
 
@@ -20,6 +22,8 @@ use crate::processing::tracker::TrackerRow;
 pub(in crate::operations) struct Known<'k> {
     pub(in crate::operations) declaration: &'k ProcessorDeclaration,
     pub(in crate::operations) tracker: Option<&'k TrackerRow>,
+    /// Why its tables are not where the configuration has them.
+    pub(in crate::operations) moved: Option<String>,
     /// Its tables that somebody has dropped or renamed.
     pub(in crate::operations) missing: Vec<String>,
     /// How its tables fit, if they are of the declared version.
@@ -102,6 +106,7 @@ struct Look<'k> {
     config: &'k Config,
     databases: &'k Databases,
     left_out: BTreeMap<String, LeftOut>,
+    moved: BTreeMap<String, String>,
     missing: BTreeMap<String, Vec<String>>,
     lacks: Option<LacksSchemas>,
     standing: BTreeMap<String, Standing>,
@@ -120,6 +125,8 @@ impl<'k> Look<'k> {
             config,
             databases,
             left_out: list_left_out(connection, (layout, &config.upcasts), &raised).await?,
+            moved: list_moved(connection, &quote_identifier(layout.schema()), &databases.scope.schema)
+                .await?,
             missing: list_missing(connection, &quote_identifier(layout.schema())).await?,
             lacks: if raised.is_empty() { None } else { LacksSchemas::find_of_daemon(connection).await? },
             standing: list_standing(connection, databases).await?,
@@ -153,6 +160,10 @@ impl<'k> Look<'k> {
         Ok(Known {
             declaration,
             tracker,
+            moved: self
+                .moved
+                .get(&declaration.name)
+                .map(|is_in| describe_moved(&declaration.name, is_in, &databases.scope.schema)),
             missing: self.missing.remove(&declaration.name).unwrap_or_default(),
             fit: foresee(config, databases, connection, declaration, tracker).await?,
             other_handlers: tracker

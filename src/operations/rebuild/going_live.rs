@@ -14,7 +14,9 @@ use crate::postgres::server_mark::READ_COMMITTED;
 use crate::postgres::sqlstate::{describe, is_lock_timeout};
 use crate::processing::dead_letters::DeadLetters;
 use crate::processing::processor::{forget_planned_dependents, were_made_from_other};
-use crate::processing::rebuild::{Difference, Merged, NewerSnapshot, Swap, SwapError, merge};
+use crate::processing::rebuild::{
+    Difference, Merged, NewerSnapshot, Swap, SwapError, list_populated_views, merge,
+};
 
 /// For how long locks, and older snapshots, may keep a version from going live.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -195,11 +197,31 @@ impl Rebuilding<'_> {
         let projections = self.operator.databases.projections.clone();
         let mut connection = projections.acquire().await?;
         name_session(&mut connection, Some(&self.live.name)).await?;
-        let outcome = self.swap_in_turn(&mut connection).await;
+        let outcome = match self.refresh_views(&mut connection).await {
+            Ok(()) => self.swap_in_turn(&mut connection).await,
+            Err(error) => Err(error),
+        };
         // The session goes back to the pool.
         name_session(&mut connection, None).await?;
         forget_planned_dependents(&mut connection).await?;
         outcome
+    }
+
+    /// Has the materialized views that DDL has made show what there is: they were made when the tables were empty, or have stood still
+    /// since they served.
+    async fn refresh_views(&self, connection: &mut PgConnection) -> Result<(), OperatorError> {
+        for view in list_populated_views(connection, &self.building_in).await? {
+            let statement = format!("-- refresh_view\nrefresh materialized view {view}");
+            let refreshed = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await;
+            refreshed.map_err(|error| match error {
+                sqlx::Error::Database(answer) => OperatorError::Rebuild(format!(
+                    "materialized view {view} cannot be refreshed: {}",
+                    answer.message()
+                )),
+                error => error.into(),
+            })?;
+        }
+        Ok(())
     }
 
     async fn swap_in_turn(&mut self, connection: &mut PgConnection) -> Result<String, OperatorError> {

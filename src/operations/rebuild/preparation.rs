@@ -6,7 +6,7 @@ use super::Listener;
 use crate::event::Position;
 use crate::operations::operator::{Operator, OperatorError};
 use crate::processing::declaration::{Handling, ProcessorDeclaration, ProcessorKind, Unsuitable};
-use crate::processing::processor::{describe_missing, find_missing};
+use crate::processing::processor::{describe_missing, describe_moved, find_missing, find_moved};
 use crate::processing::rebuild::{Begun, Beside, RebuildRow, Rebuilds, find_declared};
 use crate::processing::tracker::{ProcessorKey, TrackerRow};
 
@@ -118,10 +118,22 @@ impl Operator<'_> {
         connection: &mut PgConnection,
         name: &str,
     ) -> Result<(), OperatorError> {
+        self.refuse_moved_tables(&mut *connection, name).await?;
         match find_missing(connection, self.trackers().schema(), name).await? {
             Some(tables) => Err(OperatorError::Blocked(describe_missing(name, &tables))),
             None => Ok(()),
         }
+    }
+
+    /// Refuses to build beside tables that are in another schema than the configured one.
+    pub(super) async fn refuse_moved_tables(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<(), OperatorError> {
+        let configured = &self.databases.scope.schema;
+        let moved = find_moved(connection, self.trackers().schema(), name, configured).await?;
+        moved.map_or(Ok(()), |is_in| Err(OperatorError::Blocked(describe_moved(name, &is_in, configured))))
     }
 
     /// Refuses to look at tables that nobody has made yet.

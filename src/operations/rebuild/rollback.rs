@@ -42,6 +42,7 @@ impl<'o> Rebuilding<'o> {
         }
         let mut worker = operator.lock_versions_after_slice(name, listener).await?;
         let prepared = async {
+            operator.refuse_moved_tables(&mut worker, name).await?;
             let version = operator.choose_former(&mut worker, name, row.version, to).await?;
             let beside = Beside::Archived(version);
             let declaration = operator.read_declared(&mut worker, name, version).await?;

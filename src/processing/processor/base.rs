@@ -7,7 +7,9 @@ use sqlx::{Connection as _, PgConnection, PgPool, Row as _};
 use uuid::Uuid;
 
 use super::batch::{Batch, BatchQuery};
-use super::tables::{Fit, HandledBy, Replaced, Tables, describe_missing, find_missing, fingerprint};
+use super::tables::{
+    Fit, HandledBy, Replaced, Tables, describe_missing, describe_moved, find_missing, find_moved, fingerprint,
+};
 use super::{BatchRequest, Events, ProcessorError, unreadable};
 use crate::event::{Position, StoredTime};
 use crate::postgres::literal::{fetch_optional, simple};
@@ -217,9 +219,13 @@ impl ProcessorBase {
         }
     }
 
-    /// Refuses to go on without a table that was made: the next event that needs it would fail.
+    /// Refuses to go on without a table that was made: the next event that needs it would fail. Nor with tables in another schema.
     async fn refuse_missing_tables(&self, transaction: &mut PgConnection) -> Result<(), ProcessorError> {
         let (schema, name) = (quote_identifier(&self.schema), self.name());
+        let configured = &self.scope.schema;
+        if let Some(is_in) = find_moved(&mut *transaction, &schema, name, configured).await? {
+            return Err(ProcessorError::Blocked(describe_moved(name, &is_in, configured)));
+        }
         match find_missing(transaction, &schema, name).await? {
             Some(tables) => Err(ProcessorError::Blocked(describe_missing(name, &tables))),
             None => Ok(()),

@@ -7,6 +7,7 @@ mod carried_over;
 mod dependents;
 mod foreign;
 mod missing;
+mod moved;
 mod recorded;
 mod touched;
 
@@ -19,6 +20,7 @@ pub(crate) use dependents::{
 };
 pub(crate) use foreign::find_foreign_table;
 pub(crate) use missing::{describe_missing, find_missing, list_missing};
+pub(crate) use moved::{describe_moved, find_moved, list_moved};
 pub(crate) use recorded::{fingerprint, note_made, were_made_from_other};
 
 use crate::diagnostic::Diagnostic;

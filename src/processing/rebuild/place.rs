@@ -9,6 +9,7 @@ use super::replay::find_declared;
 use super::rights::LacksSchemas;
 use crate::postgres::lexer;
 use crate::postgres::quote::{quote_identifier, quote_literal};
+use crate::postgres::row::from_row;
 use crate::postgres::server_mark::READ_COMMITTED;
 use crate::processing::declaration::{ProcessorDeclaration, SourceText};
 use crate::processing::processor::{Dropped, ProcessorBase, ProcessorError, is_only_looked_at, observe};
@@ -193,15 +194,29 @@ async fn refuse_unmovable(
     })
 }
 
-fn refuse_taken(live: &str, taken: &[String]) -> Result<(), ProcessorError> {
-    if taken.is_empty() {
-        return Ok(());
-    }
-    Err(ProcessorError::Blocked(format!(
-        "{} exists already and does not belong to {live}, so the new version could not go live: drop or rename it, or declare \
-         another name",
-        taken.join(", ")
-    )))
+/// A name of the new version that something else has already where it is to be.
+struct Taken {
+    item: String,
+    /// The processor whose it is; `None`: it is nobody's that espd knows.
+    owner: Option<String>,
+}
+
+from_row!(Taken { item, owner });
+
+fn refuse_taken(live: &str, taken: &[Taken]) -> Result<(), ProcessorError> {
+    let items = |taken: &[&Taken]| taken.iter().map(|one| one.item.as_str()).collect::<Vec<_>>().join(", ");
+    let reason = match taken {
+        [] => return Ok(()),
+        [Taken { item, owner: Some(owner) }, ..] => format!(
+            "{item} belongs to {owner}, so the new version of {live} could not go live: declare another name"
+        ),
+        _ => format!(
+            "{} exists already and does not belong to {live}, so the new version could not go live: drop or rename it, or declare \
+             another name",
+            items(&taken.iter().collect::<Vec<_>>())
+        ),
+    };
+    Err(ProcessorError::Blocked(reason))
 }
 
 /// Which names of objects in the schema `of` are taken in that of the serving version, by others than the processor and what it has
@@ -212,23 +227,27 @@ async fn find_taken(
     of: &str,
     (live, live_schema): (&ProcessorKey, &str),
     before: &Dropped,
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<Vec<Taken>, sqlx::Error> {
     let declared = find_declared(&mut *connection, own_schema, &live.name, live.version).await?;
     let made = declared.as_ref().map(made_by_ddl).unwrap_or_default();
     let objects = |schema: &str| OBJECTS.replace("{schema}", &quote_literal(schema));
     let statement = format!(
         "-- find_taken_names
-         select o.kind || ' ' || i.identity from ({live}) as o join ({of_new}) as b on b.kind = o.kind and b.own_name = o.own_name
+         select o.kind || ' ' || i.identity as item,
+           (select p.processor from {own_schema}.projection_tables as p
+            where p.table_schema = $3 and p.table_name = o.own_name and p.processor <> $2 and o.kind = 'table') as owner
+         from ({live}) as o join ({of_new}) as b on b.kind = o.kind and b.own_name = o.own_name
            cross join lateral pg_identify_object(o.classid, o.objid, 0) as i
          where not o.kind || ' ' || i.identity = any ($1) and not i.type || ' ' || i.identity = any ($1)
            and (o.classid, o.objid) not in (select m.classid, m.objid from ({own}) as m)
-           and not exists (select from {own_schema}.owned_relations as r where r.processor = $2 and r.oid = o.objid)",
+           and not exists (select from {own_schema}.owned_relations as r where r.processor = $2 and r.oid = o.objid)
+         order by 2, 1",
         live = objects(live_schema),
         of_new = objects(of),
         own = made_objects(&made, live_schema, of)
     );
-    let query = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
-    query.bind(before.made_apart()).bind(&live.name).fetch_all(&mut *connection).await
+    let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false);
+    query.bind(before.made_apart()).bind(&live.name).bind(live_schema).fetch_all(&mut *connection).await
 }
 
 /// Everything outside of a schema that goes with it. What it takes from a publication is listed as well.

@@ -111,7 +111,8 @@ impl Swap<'_> {
         Ok(match (lost.is_empty(), others.is_empty()) {
             (true, true) => Ok(observed),
             (true, false) => Err(refusal_as_told(live, &others)),
-            (false, _) => Err(refusal(live, &[lost, others].concat())),
+            (false, _) if self.is_new => Err(refusal(live, &[lost, others].concat())),
+            (false, _) => Err(refusal_to_go_back(live, &[lost, others].concat())),
         })
     }
 
@@ -462,6 +463,15 @@ fn refusal(name: &str, lost: &[String]) -> String {
         "the tables of {name} cannot be exchanged, because this would stay with the former ones: {}. Declare what belongs to the \
          tables in the new version; drop the rest before and make it again afterwards; or, where the tables are declared alike, \
          --go-live merge changes their rows and leaves it alone",
+        lost.join("; ")
+    )
+}
+
+/// As [`refusal`], where the version has served before: there is no other way, and nothing more to declare.
+fn refusal_to_go_back(name: &str, lost: &[String]) -> String {
+    format!(
+        "the tables of {name} cannot be exchanged, because this would stay with the ones that serve now: {}. Drop it before, and make it \
+         again afterwards",
         lost.join("; ")
     )
 }

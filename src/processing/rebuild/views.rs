@@ -152,3 +152,14 @@ impl View {
         }
     }
 }
+
+/// The materialized views in a schema that have rows, or had when they were made, quoted, each behind those that it may be made from.
+pub(crate) async fn list_populated_views(
+    connection: &mut PgConnection,
+    schema: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    let statement = "-- list_populated_views
+        select format('%I.%I', n.nspname, c.relname) from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname = $1 and c.relkind = 'm' and c.relispopulated order by c.oid";
+    sqlx::query_scalar(statement).persistent(false).bind(schema).fetch_all(connection).await
+}

@@ -99,6 +99,99 @@ async fn a_former_version_handles_what_has_come_since_through_its_own_upcasts() 
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn a_materialized_view_that_goes_live_shows_what_the_tables_have() {
+    let (fixture, daemon) = Fixture::running().await;
+    let with_view = |version: i32, columns: &str, handler: &str| {
+        let view =
+            "create materialized view totals as select count(*) as n from orders', 'create index orders_n";
+        declaration(version, columns, handler).replace("create index orders_n", view)
+    };
+    fixture.installation.declare("orders", &with_view(2, WIDER.0, WIDER.1));
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    assert_eq!(fixture.fact("select n from totals").await, "5");
+    fixture.espctl(&["reload"]).await.printed();
+    fixture.installation.declare("orders", &with_view(3, FIRST.0, FIRST.1));
+    append(&fixture.db.pool, 2).await;
+    reaches(&fixture.db.pool, "orders", 7).await;
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    assert_eq!(fixture.fact("select n from totals").await, "7");
+    fixture.espctl(&["reload"]).await.printed();
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 8).await;
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact("select n from totals").await, "8", "it has stood still since it served");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_rollback_is_not_told_to_merge() {
+    let (fixture, daemon) = Fixture::running().await;
+    fixture.declare(2, WIDER);
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.run("alter table orders add constraint positive check (id > 0)").await;
+    let said = fixture.espctl(&["rollback", "orders", "--yes"]).await.complained(1);
+    assert!(said.contains("constraint positive") && said.contains("Drop it before"), "{said}");
+    assert!(!said.contains("--go-live"), "{said}");
+    fixture.run("alter table orders drop constraint positive").await;
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn tables_in_another_schema_than_the_configured_one_stop_the_processor_and_stay_where_they_are() {
+    let (fixture, daemon) = Fixture::running().await;
+    daemon.stop().await;
+    let path = fixture.installation.path().join("espd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{settings}\n[projections]\nschema = 'other'\n")).unwrap();
+    let moved = "are in schema public, and `schema` in [projections] is other";
+    let plan = fixture.espctl(&["plan"]).await;
+    assert!(plan.code == Some(2) && plan.stdout.contains(moved), "{plan:?}");
+    for arguments in [["verify", "orders"].as_slice(), &["rollback", "orders", "--yes"]] {
+        let said = fixture.espctl(arguments).await.complained(1);
+        assert!(said.contains(moved), "{said}");
+    }
+    let daemon = fixture.installation.start_daemon();
+    eventually("the reason", async || {
+        let error = fixture.fact("select last_error::text from espd.trackers where name = 'orders'").await;
+        error.contains("are in schema public").then_some(())
+    })
+    .await;
+    daemon.stop().await;
+    std::fs::write(&path, settings).unwrap();
+    let daemon = fixture.installation.start_daemon();
+    fixture.espctl(&["retry", "orders"]).await;
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    assert_eq!(fixture.fact("select count(*) from public.orders").await, "6");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_of_another_processor_is_not_to_be_dropped_for_a_new_version() {
+    let (fixture, daemon) = Fixture::running().await;
+    let payments = |version: i32, table: &str| {
+        format!(
+            "[projector]\nname = 'payments'\nversion = {version}\n[projector.tables]\n{table} = 'id bigint primary key'\n\
+             [[projector.on]]\nevents = ['P']\nsql = 'insert into {table} values (event.id)'\n"
+        )
+    };
+    fixture.installation.declare("payments", &payments(1, "payments"));
+    fixture.espctl(&["reload"]).await.printed();
+    append_typed(&fixture.db.pool, "P", 1).await;
+    reaches(&fixture.db.pool, "payments", 6).await;
+    // The two would exchange their tables.
+    fixture.installation.declare("payments", &payments(2, "orders"));
+    let exchanged = declaration(2, FIRST.0, FIRST.1).replace("orders = 'id", "payments = 'id");
+    let exchanged = exchanged.replace("on orders", "on payments").replace("from orders", "from payments");
+    fixture.installation.declare("orders", &exchanged.replace("insert into orders", "insert into payments"));
+    let said = fixture.espctl(&["rebuild", "orders", "--yes"]).await;
+    let said = said.stdout + &said.stderr;
+    assert!(said.contains("belongs to payments") && !said.contains("drop or rename"), "{said}");
+    daemon.stop().await;
+}
+
 const PROGRAM: &str = r#"
 import json, sys
 mark = "MARK"
