@@ -42,6 +42,7 @@ pub use table::TableDeclaration;
 pub use webhook::WebhookDeclaration;
 pub(crate) use webhook::{Header, InvalidReceiver, ReceiverUrl, SigningSecret};
 
+use crate::postgres::sql_scope::SqlScope;
 use crate::retry::RetryPolicy;
 use crate::store::upcast::Upcast;
 
@@ -97,6 +98,9 @@ pub struct ProcessorDeclaration {
     /// are now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_through: Option<Vec<Upcast>>,
+    /// What SQL meant where a declaration is recorded that has run; `None`: what it means now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<SqlScope>,
 }
 
 /// How long a handler in Rust may take, unless something else is said: 5 min.
@@ -154,9 +158,9 @@ impl ProcessorDeclaration {
     }
 
     /// The declaration as it is recorded in the database: of a program it has nothing but the types of events, because the command and
-    /// the environment may have what is for nobody else. What `upcasts` do in Rust cannot be recorded.
-    pub(crate) fn recorded(&self, upcasts: &[Upcast]) -> Self {
-        let mut recorded = self.clone();
+    /// the environment may have what is for nobody else. What `upcasts` do in Rust cannot be recorded. `scope`: what SQL means to it.
+    pub(crate) fn recorded(&self, upcasts: &[Upcast], scope: &SqlScope) -> Self {
+        let mut recorded = Self { scope: Some(scope.clone()), ..self.clone() };
         recorded.read_through = upcasts.iter().all(|upcast| upcast.code.is_none()).then(|| upcasts.to_vec());
         if let Handling::Program(program) = &mut recorded.handling {
             *program = ProgramDeclaration::new(program.events.clone(), Vec::new(), PathBuf::new());
@@ -336,6 +340,7 @@ mod tests {
             checks: vec![],
             reactor: None,
             read_through: None,
+            scope: None,
         };
         assert_eq!(projector.event_types(), Some(["A", "B"].into()));
         let before = projector.handler_fingerprint(&[]);

@@ -96,6 +96,7 @@ pub(crate) fn read_processor(
         checks,
         reactor,
         read_through: None,
+        scope: None,
     };
     // What is left out of a native processor, its program may say.
     if !matches!(declaration.handling, Handling::Native(_)) {

@@ -237,6 +237,7 @@ impl Registration {
             reactor: (self.kind == ProcessorKind::Reactor)
                 .then(|| ReactorDeclaration { emits: self.emits.clone(), ..ReactorDeclaration::default() }),
             read_through: None,
+            scope: None,
             name: self.name,
         };
         self.settings.apply_to(&mut declaration);

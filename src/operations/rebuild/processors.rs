@@ -84,7 +84,12 @@ impl Operator<'_> {
             synchronous: None,
             ..declaration.clone()
         };
-        let scope = &databases.scope;
+        // It is where the configuration has it now, and means what it meant.
+        let (present, recorded) = (&databases.scope, declaration.scope.as_ref());
+        let scope = recorded.map_or(present.clone(), |recorded| SqlScope {
+            schema: present.schema.clone(),
+            ..recorded.clone()
+        });
         let scope = scope.beside(&beside.schema(&scope.schema, &declaration.name));
         let layout = databases.layout.clone();
         let layout = match &declaration.read_through {

@@ -26,6 +26,7 @@ fn declared(columns: &str, handler: &str, ddl: &[&str]) -> ProcessorDeclaration 
         checks: vec![],
         reactor: None,
         read_through: None,
+        scope: None,
     }
 }
 

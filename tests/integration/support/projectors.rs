@@ -50,6 +50,7 @@ pub fn declare(name: &str, tables: &[(&str, &str)], handlers: &[(&[&str], &str)]
         checks: vec![],
         reactor: None,
         read_through: None,
+        scope: None,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::processing::processor::ProcessorError;
 use crate::store::upcast::Upcast;
 
 impl Tables<'_> {
-    /// Records the whole declaration, with the upcasts, so that this version can go on where the configuration has others. Of tables that
+    /// Records the whole declaration, with the upcasts and what SQL means to it, so that this version can go on where the configuration has others. Of tables that
     /// fit a newer declaration of the version, that one stays recorded.
     pub(crate) async fn note_declared(
         &self,
@@ -28,7 +28,7 @@ impl Tables<'_> {
             .persistent(false)
             .bind(&self.declaration.name)
             .bind(self.declaration.version)
-            .bind(sqlx::types::Json(self.declaration.recorded(upcasts)))
+            .bind(sqlx::types::Json(self.declaration.recorded(upcasts, self.scope)))
             .bind(fingerprint(self.declaration))
             .execute(connection)
             .await

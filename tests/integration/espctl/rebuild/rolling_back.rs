@@ -99,6 +99,38 @@ async fn a_former_version_handles_what_has_come_since_through_its_own_upcasts() 
     daemon.stop().await;
 }
 
+/// Nor has what SQL means changed for it.
+#[tokio::test]
+async fn a_former_version_handles_what_has_come_since_under_its_own_settings() {
+    let (fixture, daemon) = Fixture::running().await;
+    let hour = "extract(hour from timestamptz '2026-01-01 12:00Z')::bigint";
+    let handlers = ["", ", 0"].map(|more| format!("insert into orders values (event.id, {hour}, 'a'{more})"));
+    fixture.declare(2, (WIDER.0, &handlers[1]));
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    fixture.espctl(&["reload"]).await.printed();
+    append(&fixture.db.pool, 1).await;
+    reaches(&fixture.db.pool, "orders", 6).await;
+    daemon.stop().await;
+
+    let path = fixture.installation.path().join("espd.toml");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    let elsewhere = "[projections]\nsettings = { TimeZone = 'Asia/Tokyo' }\n";
+    std::fs::write(&path, format!("{settings}\n{elsewhere}")).unwrap();
+    fixture.declare(3, (FIRST.0, &handlers[0]));
+    let daemon = fixture.installation.start_daemon();
+    fixture.espctl(&["verify", "orders"]).await.printed();
+    fixture.espctl(&["rebuild", "orders", "--yes", "--go-live", "swap"]).await.printed();
+    append(&fixture.db.pool, 2).await;
+    reaches(&fixture.db.pool, "orders", 8).await;
+    let hours = "select string_agg(distinct n::text, ' ' order by n::text) from orders";
+    assert_eq!(fixture.fact(hours).await, "21");
+    fixture.espctl(&["rollback", "orders", "--yes"]).await.printed();
+    assert_eq!(fixture.fact(hours).await, "12");
+    assert_eq!(fixture.fact("select count(*) from orders").await, "8");
+    fixture.espctl(&["verify", "orders"]).await.printed();
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn a_materialized_view_that_goes_live_shows_what_the_tables_have() {
     let (fixture, daemon) = Fixture::running().await;
