@@ -11,7 +11,8 @@ use crate::process::exit_code::{Exit, ExitCode};
 #[derive(Args)]
 #[command(
     after_help = "Compares the configuration with what has run on the database, and changes nothing. Exit code 2 if a processor\n\
-    would stop, would not be run any more, or would have its tables emptied.\n\n\
+    would stop, would not be run any more, or would have its tables emptied. Whether the handlers can be run, `espctl check`\n\
+    finds out: a configuration with mistakes is not followed.\n\n\
     Example, before a deployment:\n  espctl plan --config espd.toml"
 )]
 pub(crate) struct Arguments {

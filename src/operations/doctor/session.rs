@@ -34,7 +34,6 @@ pub(super) async fn examine(databases: &Databases, config: &Config) -> anyhow::R
         Finding::warning("notifications", message, "connect directly, not through a pooler: set `direct_url`")
     });
     findings.push(timeouts(&databases.projections, config.runner.batch.time).await?);
-    findings.extend(isolation(&databases.projections).await?);
     Ok(findings)
 }
 
@@ -88,21 +87,4 @@ async fn timeouts(pool: &PgPool, batch: Duration) -> anyhow::Result<Finding> {
         }
     }
     Ok(Finding::ok("timeouts", "no timeout of the server ends a healthy worker"))
-}
-
-/// Whether transactions of handlers conflict with others that they would get along with by default.
-async fn isolation(pool: &PgPool) -> anyhow::Result<Option<Finding>> {
-    let statement = "
-        -- read_isolation
-        select setting, source, quote_ident(current_database()) as database, quote_ident(session_user) as login
-        from pg_settings where name = 'default_transaction_isolation' and setting in ('serializable', 'repeatable read')";
-    let Some(row) = sqlx::raw_sql(statement).fetch_optional(pool).await? else { return Ok(None) };
-    let (database, login): (String, String) = (row.try_get("database")?, row.try_get("login")?);
-    let message = format!(
-        "default_transaction_isolation is {} for this role: batches fail when others write at the same time (40001), and are tried again",
-        row.try_get::<String, _>("setting")?
-    );
-    let assignment = "default_transaction_isolation = 'read committed'";
-    let remedy = assign(row.try_get("source")?, &database, &login, assignment);
-    Ok(Some(Finding::warning("isolation", message, remedy)))
 }

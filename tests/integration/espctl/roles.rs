@@ -318,7 +318,6 @@ async fn the_doctor_names_the_login_that_a_setting_belongs_to() {
     let wrong = [
         ("synchronous_commit", "off", "synchronous_commit = on"),
         ("idle_session_timeout", "'700ms'", "idle_session_timeout = 0"),
-        ("default_transaction_isolation", "serializable", "default_transaction_isolation = 'read committed'"),
     ];
     for (setting, value, right) in wrong {
         let set = format!("alter role {login} set {setting} = {value}");

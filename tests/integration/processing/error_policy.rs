@@ -202,27 +202,19 @@ async fn a_deadlock_is_no_attempt() {
     life.end().await;
 }
 
+/// A lock that was waited for would be useless in a snapshot that was taken before.
 #[tokio::test]
-async fn a_serialization_failure_is_no_attempt() {
+async fn no_batch_is_repeatable_read_where_that_is_the_default() {
     let db = support::database().await;
     let alter = format!("alter database {} set default_transaction_isolation = 'repeatable read'", db.name);
-    run(&db.pool, format!("create table public.tally (n int); insert into public.tally values (0); {alter}"))
-        .await;
+    run(&db.pool, format!("create table public.levels (level text); {alter}")).await;
     let last = append(&db.pool, 5).await;
-    let mut gate = Gate::close(&db.pool, 1).await;
-    let mut second_gate = Gate::close(&db.pool, 4).await;
-    let handler = format!("{}update tally set n = n + 1;{}", Gate::at(1), Gate::at(4));
-    let life = Life::begin(&db, notes(&handler), strict(&db));
-    gate.visitor().await;
-    // After its snapshot was taken, and before it comes to the row itself.
-    run(&db.pool, "update public.tally set n = n + 100").await;
-    gate.open().await;
-    second_gate.visitor().await;
-    outage(&db.pool, "40001").await;
-    second_gate.open().await;
+    let handler = "insert into public.levels values (current_setting('transaction_isolation'));";
+    let life = Life::begin(&db, notes(handler), strict(&db));
     goes_on(&db, last).await;
-    let tally: i32 = sqlx::query_scalar("select n from public.tally").fetch_one(&db.pool).await.unwrap();
-    assert_eq!(tally, 105);
+    let levels: Vec<String> =
+        sqlx::query_scalar("select distinct level from public.levels").fetch_all(&db.pool).await.unwrap();
+    assert_eq!(levels, ["read committed"]);
     life.end().await;
 }
 

@@ -28,26 +28,39 @@ impl Tables<'_> {
     ) -> Result<Option<String>, sqlx::Error> {
         let statement = format!(
             "-- find_table
-             select to_regclass($1) is not null,
-               (select processor from {}.projection_tables where table_schema = $2 and table_name = $3)",
+             select to_regclass($1) is not null, p.processor,
+               exists (select from {0}.projection_tables as k where starts_with(k.processor, p.processor || '$'))
+             from (values (1)) as one left join {0}.projection_tables as p on p.table_schema = $2 and p.table_name = $3",
             self.schema
         );
         let query = sqlx::query_as(AssertSqlSafe(statement)).persistent(false).bind(self.qualified(table));
-        let found: (bool, Option<String>) =
+        let found: (bool, Option<String>, bool) =
             query.bind(&self.scope.schema).bind(table).fetch_one(connection).await?;
         let (schema, name) = (&self.scope.schema, &self.declaration.name);
         Ok(Some(match found {
-            (false, _) => return Ok(None),
-            (true, Some(maker)) if maker != *name => format!(
-                "table {schema}.{table} belongs to {maker}: if that is the former name of {name}, `espctl rename {maker} {name}` hands it \
-                 over with its position; if nobody needs {maker} any more, `espctl drop {maker}` removes it; otherwise declare another name"
-            ),
-            (true, _) => format!(
+            (false, ..) => return Ok(None),
+            (true, Some(maker), keeps_versions) if maker != *name => {
+                describe_maker(&format!("{schema}.{table}"), &maker, name, keeps_versions)
+            }
+            (true, ..) => format!(
                 "table {schema}.{table} exists already and was not made by projector {name}: drop or rename it, or declare another name; \
                  one that a processor of EventSourcery has filled is taken over by `espctl import-positions`"
             ),
         }))
     }
+}
+
+/// Whose a table is, and how the processor `name` may get it.
+fn describe_maker(table: &str, maker: &str, name: &str, keeps_versions: bool) -> String {
+    let before = if keeps_versions {
+        format!("`espctl rebuild drop {maker}` drops its former versions, and then ")
+    } else {
+        String::new()
+    };
+    format!(
+        "table {table} belongs to {maker}: if that is the former name of {name}, {before}`espctl rename {maker} {name}` hands it over with \
+         its position; if nobody needs {maker} any more, `espctl drop {maker}` removes it; otherwise declare another name"
+    )
 }
 
 /// Why a table of a declaration cannot be made, because it is not the processor's; `None`: it is, or it is not there. `schema` is that of
