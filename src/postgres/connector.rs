@@ -1,4 +1,4 @@
-//! Connects to a database: tries its hosts until one is what is needed, and finds out whether a pooler is in between.
+//! Connects to a database: finds the host that is what is needed (`latest`), and whether a pooler is in between.
 //!
 //! Every session that espd opens is asked for with `row_security = off`, so that rows which a policy hides are an error.
 //! Poolers refuse that parameter, or ignore it, which is how they are recognised.
@@ -40,7 +40,7 @@ pub(crate) enum NeededHost {
     Writable,
 }
 
-/// How to reach one database: over one host, or over the first of several that is its primary.
+/// How to reach one database: over one host, or over that of several which is its primary.
 ///
 /// Clones share what is known of the hosts.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ pub(super) struct Present {
 /// What a [`Connector`] is made of.
 #[derive(Debug, Default)]
 pub(crate) struct Hosts {
-    /// One for each host, in the order in which they are tried.
+    /// One for each host, in the order in which they are named.
     pub(crate) options: Vec<PgConnectOptions>,
     pub(crate) needed: NeededHost,
     /// How long each host may take.
@@ -299,7 +299,7 @@ impl Connector {
         statement: &'static str,
     ) -> PgPool {
         let has_several_hosts = self.has_several_hosts();
-        // The pool is known to those whom it would keep otherwise.
+        // What is known of the hosts has the pool, so the pool must not keep it.
         let (hosts, present) = (Arc::clone(&self.hosts), Arc::downgrade(&self.present));
         let settings = settings.after_connect(move |connection, _| {
             let (hosts, present) = (Arc::clone(&hosts), Weak::clone(&present));

@@ -111,7 +111,7 @@ impl Trackers {
     }
 
     /// Makes sure that the processor has a tracker, of whatever version. A new tracker gets the version of `key` and begins at
-    /// `position`. One that begins anew may be of another kind than it was.
+    /// `position`.
     pub async fn register(
         &self,
         connection: impl PgExecutor<'_>,
@@ -126,11 +126,27 @@ impl Trackers {
              select pg_advisory_xact_lock(hashtext('espd: register ' || {name}));
              insert into {trackers} (name, version, partition, kind, position, began_at)
              select {name}, {version}, {partition}, '{kind}', {position}, {position}
-             where not exists (select from {trackers} where name = {name} and partition = {partition});
-             update {trackers} set kind = '{kind}'
-             where name = {name} and partition = {partition} and position = 0 and kind <> '{kind}'",
+             where not exists (select from {trackers} where name = {name} and partition = {partition})",
             trackers = self.table,
             name = quote_literal(name),
+            kind = kind.as_str()
+        );
+        simple(statement).execute(connection).await.map(drop)
+    }
+
+    /// Notes of which kind a processor is that begins anew: its declaration may have made another one of it.
+    pub(crate) async fn note_kind(
+        &self,
+        connection: &mut PgConnection,
+        key: &ProcessorKey,
+        kind: ProcessorKind,
+    ) -> Result<(), sqlx::Error> {
+        let statement = format!(
+            "-- note_kind
+             update {} set kind = '{kind}' where name = {} and partition = {} and kind <> '{kind}'",
+            self.table,
+            quote_literal(&key.name),
+            key.partition,
             kind = kind.as_str()
         );
         simple(statement).execute(connection).await.map(drop)

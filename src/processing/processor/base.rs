@@ -307,6 +307,7 @@ impl ProcessorBase {
         sqlx::raw_sql(LIMIT_WAIT_FOR_TABLES).execute(&mut *transaction).await?;
         let dropped = self.tables().drop(transaction).await?;
         trackers.reset(transaction, tracker, operator, reset).await?;
+        trackers.note_kind(transaction, tracker, self.declaration.kind()).await?;
         if self.leaves_tables_to_program() {
             return Ok(Some(self.tables().keep(transaction, &dropped, others != OthersObjects::Drop).await?));
         }

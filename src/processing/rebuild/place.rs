@@ -204,7 +204,6 @@ struct Taken {
 from_row!(Taken { item, owner });
 
 fn refuse_taken(live: &str, taken: &[Taken]) -> Result<(), ProcessorError> {
-    let items = |taken: &[&Taken]| taken.iter().map(|one| one.item.as_str()).collect::<Vec<_>>().join(", ");
     let reason = match taken {
         [] => return Ok(()),
         [Taken { item, owner: Some(owner) }, ..] => format!(
@@ -213,7 +212,7 @@ fn refuse_taken(live: &str, taken: &[Taken]) -> Result<(), ProcessorError> {
         _ => format!(
             "{} exists already and does not belong to {live}, so the new version could not go live: drop or rename it, or declare \
              another name",
-            items(&taken.iter().collect::<Vec<_>>())
+            taken.iter().map(|one| one.item.as_str()).collect::<Vec<_>>().join(", ")
         ),
     };
     Err(ProcessorError::Blocked(reason))

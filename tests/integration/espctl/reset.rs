@@ -322,3 +322,20 @@ async fn a_projector_in_sql_has_no_effects_to_repeat() {
     assert_eq!(logged, 0);
     daemon.stop().await;
 }
+
+/// A processor that begins anew may be of another kind than it was.
+#[tokio::test]
+async fn a_projector_that_begins_anew_as_a_reactor_is_shown_as_one() {
+    let (db, installation, daemon) = running().await;
+    daemon.stop().await;
+    let reactor = "[reactor]\nname = 'labels'\nemits = ['C']\nstart = 'beginning'\n\
+        [[reactor.on]]\nevents = ['B']\nsql = \"perform espd.emit('C', event.aggregate_id, '{}')\"\n";
+    installation.declare("labels", reactor);
+    installation.espctl(&["reset", "labels", "--in-place", "--yes"]).await.printed();
+    let daemon = installation.start_daemon();
+    let last = append(&db.pool, 1).await;
+    reaches(&db.pool, "labels", last).await;
+    assert_eq!(installation.status("labels").await["kind"], "reactor");
+    assert_eq!(fact(&db.pool, "select kind from espd.trackers where name = 'todos'").await, "projector");
+    daemon.stop().await;
+}
